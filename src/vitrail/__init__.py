@@ -1,0 +1,55 @@
+"""vitrail: the plain Vision Transformer, whole.
+
+Everything here loads on first use, so that `import vitrail` costs nothing and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vitrail.model.config import DropRates, PositionResize, ViTConfig
+    from vitrail.model.presets import presets
+    from vitrail.model.shapes import summary
+    from vitrail.model.vit import (
+        AttentionPooling,
+        ClassificationHead,
+        Encoder,
+        EncoderBlock,
+        FeedForward,
+        MultiHeadAttention,
+        PatchEmbedding,
+        ViT,
+        create,
+    )
+
+_HOME = {
+    "vitrail.model.config": ("DropRates", "PositionResize", "ViTConfig"),
+    "vitrail.model.presets": ("presets",),
+    "vitrail.model.shapes": ("summary",),
+    "vitrail.model.vit": (
+        "AttentionPooling",
+        "ClassificationHead",
+        "Encoder",
+        "EncoderBlock",
+        "FeedForward",
+        "MultiHeadAttention",
+        "PatchEmbedding",
+        "ViT",
+        "create",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # found here the next time
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

@@ -1,0 +1,40 @@
+"""Which kernel runs attention: the one place where it is chosen."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# On the CPU in bfloat16, two matrix products with a softmax between them are 1.9 to 5.6 times as
+# fast as the fused kernel up to this length; in float32 the fused kernel is the faster one.
+# (Zen 5, one thread; `python benchmarks/attention.py` measures it again.)
+LONGEST_WRITTEN_OUT = 1024
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Give softmax(q k^T / sqrt(d)) v, B K N d, for q of B K N d, k and v of B K M d.
+
+    `mask` broadcasts to B K N M, True where a query may look; a row without any True gives zeros.
+    `dropout` is the share of attention weights to drop, the rest being scaled up.
+    """
+    if mask is None:
+        return _attend(q, k, v, None, dropout)
+    # A softmax over nothing is 0 / 0. Such a row looks everywhere, and what it saw is struck out:
+    # neither its output nor a gradient is ever NaN.
+    nowhere = ~mask.any(dim=-1, keepdim=True)
+    return _attend(q, k, v, mask | nowhere, dropout).masked_fill(nowhere, 0.0)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and q.dtype == torch.bfloat16 and k.shape[-2] <= LONGEST_WRITTEN_OUT:
+        return _written_out(q, k, v, mask, dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # B K N M
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return F.dropout(scores.softmax(dim=-1), dropout) @ v
