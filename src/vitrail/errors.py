@@ -1,4 +1,4 @@
-"""What a user can cause, one kind for each exit code of the command line.
+"""What a user can cause, one kind for each exit code, and the checks of every configuration.
 
 A message has three parts: what was found, what was wanted, what to do. The command line prints
 it without a traceback; anything that is not a `VitrailError` is a defect of ours and exits 1.
@@ -6,6 +6,8 @@ it without a traceback; anything that is not a `VitrailError` is a defect of our
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class VitrailError(Exception):
@@ -55,3 +57,60 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     by_lower = {choice.lower(): choice for choice in choices}
     close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
     return f' Did you mean "{by_lower[close[0]]}"?' if close else ""
+
+
+def check_names(given: Iterable[str], known: Iterable[str], owner: str) -> None:
+    """Raise `ConfigError` with the nearest right word where a name is no field of `owner`."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise ConfigError(f'{owner} has no "{name}".{nearest(name, known)}')
+
+
+def check_types(config: object) -> None:
+    """Raise `ConfigError` where a dataclass holds a value that its annotation does not allow."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _fits(value, hint):
+            raise ConfigError(f"{name} is {value!r}; it should be {_wanted(value, hint)}")
+
+
+def check_range(
+    config: object, names: str, low: float, high: float = float("inf"), *, open_low: bool = False
+) -> None:
+    """Raise `ConfigError` where one of the fields `names` is below `low` or above `high`.
+
+    With `open_low` it must be above `low` itself; an absent value, None, passes.
+    """
+    for name in names.split():
+        value = getattr(config, name)
+        if value is None or (low < value <= high if open_low else low <= value <= high):
+            continue
+        wanted = f"above {low}" if open_low else f"{low} or more"
+        if high != float("inf"):
+            wanted = f"above {low}, at most {high}" if open_low else f"from {low} to {high}"
+        raise ConfigError(f"{name} is {value}; it should be {wanted}")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and [type(v) for v in value] == list(get_args(hint))
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
+
+
+def _wanted(value: object, hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        choices = [str(choice) for choice in get_args(hint)]
+        return f"one of {', '.join(choices)}.{nearest(str(value), choices)}"
+    if get_origin(hint) is UnionType:
+        return " or ".join(_wanted(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"{len(get_args(hint))} whole numbers, such as (224, 160)"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return "absent" if hint is NoneType else words.get(hint, str(hint))

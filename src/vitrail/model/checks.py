@@ -1,28 +1,11 @@
 """What a `ViTConfig` is held against before anything is built."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
-from vitrail.errors import ConfigError, nearest
+from vitrail.errors import ConfigError, check_range
 
 if TYPE_CHECKING:
     from vitrail.model.config import ViTConfig
-
-
-def check_names(given: Iterable[str], known: Iterable[str], owner: str) -> None:
-    """Raise `ConfigError` with the nearest right word where a name is no field of `owner`."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            raise ConfigError(f'{owner} has no "{name}".{nearest(name, known)}')
-
-
-def check_types(config: object) -> None:
-    """Raise `ConfigError` where a dataclass holds a value that its annotation does not allow."""
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _fits(value, hint):
-            raise ConfigError(f"{name} is {value!r}; it should be {_wanted(value, hint)}")
 
 
 def check_image_size(size: tuple[int, int], patch: int) -> None:
@@ -39,15 +22,9 @@ def check_image_size(size: tuple[int, int], patch: int) -> None:
 
 def check_sizes(config: "ViTConfig") -> None:
     """Raise `ConfigError` where a count or a size is out of range or does not divide."""
-    for name in ("patch_size", "channels", "width", "heads", "head_width", "mlp_width"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it should be 1 or more")
-    for name in ("classes", "depth", "registers", "prefix_positions"):
-        if getattr(config, name) < 0:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it should be 0 or more")
-    for name in ("norm_eps", "rope_base", "layer_scale"):
-        if getattr(config, name) is not None and not getattr(config, name) > 0:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it should be above 0")
+    check_range(config, "patch_size channels width heads head_width mlp_width", 1)
+    check_range(config, "classes depth registers prefix_positions", 0)
+    check_range(config, "norm_eps rope_base layer_scale", 0, open_low=True)
     check_image_size(config.image_size, config.patch_size)
 
 
@@ -58,6 +35,15 @@ def check_heads(width: int, heads: int) -> None:
         near = f"{low} and {low + heads}" if low else f"{heads}"
         raise ConfigError(
             f"width {width} does not split into {heads} heads; nearest widths that do: {near}"
+        )
+
+
+def check_gate(activation: str) -> None:
+    """Raise `ConfigError` for a SwiGLU with another activation than its own, SiLU."""
+    if activation not in ("gelu", "silu"):  # "gelu" is the default: nobody asked for it
+        raise ConfigError(
+            f'mlp = "swiglu" gates with "silu" (Shazeer 2020), not "{activation}"; '
+            'leave activation out, or set mlp = "plain"'
         )
 
 
@@ -78,6 +64,8 @@ def check_tokens(config: "ViTConfig") -> None:
             f"prefix_positions is {config.prefix_positions}, but {config.prefix} tokens stand "
             f"before the patches; set prefix_positions to {config.prefix} or less"
         )
+    if config.pooling == "map":  # splits the width itself, whatever head_width is
+        check_heads(config.width, config.heads)
     # Both give a quarter of their width to each of sine and cosine of each of the two axes.
     name = {"sincos": "width", "rope": "head_width"}.get(config.positions)
     if name and getattr(config, name) % 4:
@@ -86,24 +74,3 @@ def check_tokens(config: "ViTConfig") -> None:
             f'positions = "{config.positions}" needs a {name} that 4 divides, not {size}; '
             f"nearest: {max(size // 4 * 4, 4)} and {size // 4 * 4 + 4}"
         )
-
-
-def _fits(value: object, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and [type(v) for v in value] == list(get_args(hint))
-    if hint == float | None:
-        return value is None or _fits(value, float)
-    if hint is float:
-        return type(value) in (int, float)
-    return type(value) is hint
-
-
-def _wanted(value: object, hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        choices = [str(choice) for choice in get_args(hint)]
-        return f"one of {', '.join(choices)}.{nearest(str(value), choices)}"
-    if get_origin(hint) is tuple:
-        return f"{len(get_args(hint))} whole numbers, such as (224, 160)"
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, str(hint))

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from typing import Any, Literal
 
-from vitrail.errors import ConfigError
-from vitrail.model.checks import check_heads, check_names, check_sizes, check_tokens, check_types
+from vitrail.errors import ConfigError, check_names, check_types
+from vitrail.model.checks import check_gate, check_heads, check_sizes, check_tokens
 
 MLP = Literal["plain", "swiglu"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
@@ -54,7 +54,7 @@ class ViTConfig:
     head_width: int = 0  # 0 stands for width // heads; vit-pytorch's files have their own
     mlp_width: int = 0  # 0 stands for 4 width
     mlp: MLP = "plain"  # DINOv2 g and DINOv3 S+, H+, 7B: swiglu
-    activation: Activation = "gelu"  # JAX: gelu_tanh; OpenAI's CLIP: quick_gelu; swiglu: silu
+    activation: Activation = "gelu"  # JAX: gelu_tanh; OpenAI's CLIP: quick_gelu; swiglu has silu
     norm_eps: float = 1e-6  # JAX, timm and DINO say 1e-6; CLIP and DINOv3 1e-5; HF's ViT 1e-12
     qkv_bias: QKVBias = "all"  # DINOv3: no_key
     patch_bias: bool = True  # CLIP has none
@@ -83,6 +83,9 @@ class ViTConfig:
         for name, value in _followers(self).items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, value)
+        if self.mlp == "swiglu":
+            check_gate(self.activation)
+            object.__setattr__(self, "activation", "silu")
         check_sizes(self)
         check_tokens(self)
 

@@ -83,8 +83,8 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * inner, bias=config.qkv_bias == "all")
         # DINOv3 has no bias on k: it shifts all scores of a query alike, and softmax ignores it.
         no_key = config.qkv_bias == "no_key"
-        self.q_bias = nn.Parameter(torch.empty(inner)) if no_key else None
-        self.v_bias = nn.Parameter(torch.empty(inner)) if no_key else None
+        self.q_bias = nn.Parameter(torch.zeros(inner)) if no_key else None
+        self.v_bias = nn.Parameter(torch.zeros(inner)) if no_key else None
         norm = partial(nn.LayerNorm, config.head_width, config.norm_eps)
         self.q_norm = norm() if config.qk_norm else nn.Identity()
         self.k_norm = norm() if config.qk_norm else nn.Identity()
@@ -110,9 +110,10 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Attend over x, B N D; `mask` broadcasts to B K N N, True where a token may look."""
         q, k, v = self.split(x, rotation)
-        # Scores are divided by the square root of the *head* width d, before the softmax: a
-        # product of d unit normals has a standard deviation of sqrt(d). (Many a tutorial divides
-        # by that of the whole width, or after the softmax; both flatten the attention.)
+        # Scores are divided by the square root of the *head* width d, and before the softmax: the
+        # product of two vectors of d unit normals has a standard deviation of sqrt(d). By the
+        # square root of the whole width, as in many a tutorial, all tokens look about alike;
+        # after the softmax, the rows no longer sum to 1.
         x = attend(q, k, v, mask, self.drop if self.training else 0.0)
         return self.proj(rearrange(x, "b k n d -> b n (k d)"))
 
@@ -142,9 +143,9 @@ class FeedForward(nn.Module):
 class LayerScale(nn.Module):
     """Multiply each channel by a learned number that starts small (Touvron et al. 2021, CaiT)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, start: float = 1e-5) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.empty(width))
+        self.gamma = nn.Parameter(torch.full((width,), start))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
@@ -171,13 +172,13 @@ class EncoderBlock(nn.Module):
         self, config: ViTConfig = ViTConfig(), drop: DropRates = DropRates(), depth_rate: float = 0
     ) -> None:
         super().__init__()
-        scaled = config.layer_scale is not None
+        scale = config.layer_scale
         self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
         self.attn = MultiHeadAttention(config, drop)
-        self.ls1 = LayerScale(config.width) if scaled else nn.Identity()
+        self.ls1 = nn.Identity() if scale is None else LayerScale(config.width, scale)
         self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
         self.mlp = FeedForward(config, drop)
-        self.ls2 = LayerScale(config.width) if scaled else nn.Identity()
+        self.ls2 = nn.Identity() if scale is None else LayerScale(config.width, scale)
         self.drop = nn.Sequential(nn.Dropout(drop.residual), StochasticDepth(depth_rate))
 
     def forward(
@@ -210,7 +211,7 @@ class AttentionPooling(nn.Module):
     def __init__(self, config: ViTConfig = ViTConfig()) -> None:
         super().__init__()
         self.heads = config.heads
-        self.latent = nn.Parameter(torch.empty(1, 1, config.width))
+        self.latent = _table(1, config.width)
         self.q = nn.Linear(config.width, config.width)
         self.kv = nn.Linear(config.width, 2 * config.width)
         self.proj = nn.Linear(config.width, config.width)
@@ -318,7 +319,7 @@ class ViT(nn.Module):
         prefix: list[Tensor] = [
             t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None
         ]
-        start = torch.cat(prefix, dim=1) if prefix else x.new_empty(1, 0, config.width)
+        start = torch.cat(prefix, dim=1) if prefix else None  # 1 P D
 
         rotation = None
         if self.pos_embed is not None:
@@ -326,7 +327,8 @@ class ViT(nn.Module):
             table = self.pos_embed[:, rows:]
             x = x + positions.resize(table, config.grid, grid, config.position_resize)
             # The first `rows` prefix tokens have a position; registers, for example, have none.
-            start = start + F.pad(self.pos_embed[:, :rows], (0, 0, 0, config.prefix - rows))
+            if start is not None:
+                start = start + F.pad(self.pos_embed[:, :rows], (0, 0, 0, config.prefix - rows))
         elif config.positions == "sincos":
             x = x + positions.sincos(grid, config.width, x.device).to(x.dtype)
         elif config.positions == "rope":
@@ -334,7 +336,8 @@ class ViT(nn.Module):
 
         if self.training and self.drop.patches:
             x, rotation = _drop_patches(x, rotation, self.drop.patches)
-        x = torch.cat([start.expand(len(x), -1, -1), x], dim=1)
+        if start is not None:
+            x = torch.cat([start.expand(len(x), -1, -1), x], dim=1)
         return self.norm_pre(x), rotation, grid
 
     def pool(self, tokens: Tokens) -> Tensor:
@@ -359,7 +362,7 @@ class ViT(nn.Module):
 
 
 def _table(rows: int, width: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(1, rows, width))
+    return nn.Parameter(torch.zeros(1, rows, width))
 
 
 def _drop_patches(x: Tensor, rotation: Tensor | None, rate: float) -> tuple[Tensor, Tensor | None]:
