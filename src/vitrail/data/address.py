@@ -1,0 +1,79 @@
+"""What a DATA argument names, found out without reading an image or importing torch."""
+
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from vitrail.errors import DataError, nearest
+
+# Read from an allow-list: the year's holes sit in rare formats.
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+TRAIN, HELD_OUT = ("train",), ("val", "validation", "test")
+_IGNORED = (".ipynb_checkpoints", "__MACOSX")
+
+
+class Address(NamedTuple):
+    """A data set: `kind` says how it is read, `name` is what its runs are called."""
+
+    kind: Literal["digits", "splits", "classes"]
+    name: str
+    path: Path
+
+
+def parse(data: str) -> Address:
+    """Read a DATA argument: `digits`, a folder of train/CLASS/* and val/CLASS/*, or of CLASS/*.
+
+    Raises `DataError` where there is nothing, or nothing that is an image, at that address.
+    """
+    path = Path(data).expanduser()
+    if data == "digits" and not path.is_dir():
+        return Address("digits", "digits", path)
+    if not path.exists():
+        raise DataError(
+            f'there is no data at "{data}": it is neither `digits` nor a folder that exists.'
+            f"{nearest(path.name, _beside(path))}"
+        )
+    if not path.is_dir():
+        raise DataError(f'"{data}" is a file; a folder of class folders is wanted, or `digits`')
+    name = re.sub(r"[^\w.-]+", "-", path.resolve().name).strip("-") or "data"
+    folders = [entry.name for entry in class_folders(path)]
+    if any(split in folders for split in TRAIN):
+        return Address("splits", name, path)
+    if any(has_images(path / folder) for folder in folders):
+        return Address("classes", name, path)
+    raise DataError(
+        f'"{data}" holds no images in class folders: {_found(folders)}; wanted are CLASS/IMAGE, '
+        f"or train/CLASS/IMAGE and val/CLASS/IMAGE (images: {' '.join(SUFFIXES)})"
+    )
+
+
+def class_folders(path: Path) -> list[Path]:
+    """Give the folders in `path` by name, without hidden ones and those of other programs."""
+    folders = [f for f in path.iterdir() if not f.name.startswith(".") and f.name not in _IGNORED]
+    return sorted(f for f in folders if f.is_dir())
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Give the image files of one class folder, by name."""
+    return sorted(f for f in folder.iterdir() if _is_image(f))
+
+
+def has_images(folder: Path) -> bool:
+    """Say whether a class folder holds at least one image."""
+    return any(_is_image(f) for f in folder.iterdir())
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and not file.is_dir()
+
+
+def _beside(path: Path) -> list[str]:
+    parent = path.parent
+    return ["digits", *(f.name for f in parent.iterdir())] if parent.is_dir() else ["digits"]
+
+
+def _found(folders: list[str]) -> str:
+    if not folders:
+        return "it has no folders"
+    more = ", ..." if len(folders) > 3 else ""
+    return f"its folders are {', '.join(folders[:3])}{more}"

@@ -1,0 +1,24 @@
+"""How images are changed for training: settings alone, without torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vitrail.errors import check_range, check_types
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augment:
+    """How far each training image is changed at random: every number is the most, either way."""
+
+    rotate: float = 0.0  # degrees
+    scale: float = 0.0  # share of the size: 0.1 is from 1 / 1.1 to 1.1
+    shear: float = 0.0  # tangent of the angle
+    shift: float = 0.0  # share of the image's side, on each axis
+    flip: bool = False  # left to right, every second time
+    gain: float = 0.0  # share of the brightness
+    fill: Literal["zeros", "border", "reflection"] = "zeros"  # what comes in from outside
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "rotate", 0, 180)
+        check_range(self, "scale shear shift gain", 0, 1)

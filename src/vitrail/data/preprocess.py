@@ -1,0 +1,113 @@
+"""`Preprocess`: what is done to an image before the model sees it; it travels with the weights."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitrail.data.decode import to_array
+from vitrail.errors import ConfigError
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """From any image to the model's input: resize, crop, scale to 0 .. 1, normalise.
+
+    `shortest` brings the shorter side to size / crop and cuts the centre; `square` stretches to
+    size / crop and cuts the centre; `pad` fits the whole image in and fills up with the mean.
+    """
+
+    size: tuple[int, int]  # H, W
+    resize: Literal["shortest", "square", "pad"] = "shortest"
+    crop: float = 1.0  # the share of the resized image's side that is kept
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    antialias: bool = True
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of each channel, in 0 .. 1
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ConfigError(
+                f"mean {self.mean} and std {self.std} need as many numbers, std above 0"
+            )
+        if not 0 < self.crop <= 1:
+            raise ConfigError(f"crop is {self.crop}; it should be above 0, at most 1")
+        for name, choices in (
+            ("resize", ("shortest", "square", "pad")),
+            ("interpolation", _FILTERS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, not one of {', '.join(choices)}"
+                )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the model's input."""
+        return len(self.mean)
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """Give the image as the model's uint8 input, C H W."""
+        height, width = self.size
+        if self.resize == "pad":
+            return self._padded(image)
+        tall, wide = round(height / self.crop), round(width / self.crop)
+        if self.resize == "shortest":
+            scale = max(tall / image.height, wide / image.width)
+            tall = max(tall, round(image.height * scale))
+            wide = max(wide, round(image.width * scale))
+        pixels = to_array(self._resized(image, tall, wide), self.channels)
+        top, left = (tall - height) // 2, (wide - width) // 2
+        return pixels[:, top : top + height, left : left + width]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turn a uint8 batch, B C H W, into the model's floating-point input on its device."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values, as `config.json` stores them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """Read what `to_json` gave; anything else is a `ConfigError`."""
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        try:
+            return cls(**plain)
+        except TypeError as error:
+            raise ConfigError(f"this is no preprocessing: {error}") from error
+
+    def _padded(self, image: Image.Image) -> np.ndarray:
+        height, width = self.size
+        scale = min(height / image.height, width / image.width)
+        tall, wide = max(round(image.height * scale), 1), max(round(image.width * scale), 1)
+        fill = np.rint(255 * np.array(self.mean)).astype(np.uint8)
+        canvas = np.broadcast_to(fill[:, None, None], (self.channels, height, width)).copy()
+        top, left = (height - tall) // 2, (width - wide) // 2
+        pixels = to_array(self._resized(image, tall, wide), self.channels)
+        canvas[:, top : top + tall, left : left + wide] = pixels
+        return canvas
+
+    def _resized(self, image: Image.Image, tall: int, wide: int) -> Image.Image:
+        if image.size == (wide, tall):
+            return image
+        if self.antialias:
+            return image.resize((wide, tall), _FILTERS[self.interpolation])
+        # Pillow has no other way to leave antialiasing out: an affine map reads single points.
+        across, down = image.width / wide, image.height / tall
+        return image.transform(
+            (wide, tall),
+            Image.Transform.AFFINE,
+            (across, 0, 0, 0, down, 0),
+            _FILTERS[self.interpolation],
+        )
