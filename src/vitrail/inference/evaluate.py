@@ -1,0 +1,165 @@
+"""How good the answers are: accuracy with its interval, calibration, classes, confusion."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitrail.data.loader import Loader
+from vitrail.data.sources import Source
+from vitrail.errors import DataError
+from vitrail.inference.runner import logits, pick_device
+from vitrail.weights.bundle import Bundle
+
+_BINS = 15  # of the reliability diagram (Guo et al. 2017, section 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassResult:
+    """One class: its images, and how it was told from the others."""
+
+    label: str
+    count: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """The answers to labelled images, measured; every rate is a fraction from 0 to 1."""
+
+    images: int
+    failed: int  # files that could not be read; they are in no figure
+    loss: float  # mean cross-entropy
+    top1: float
+    top1_interval: tuple[float, float]  # Wilson's, 95 %
+    top5: float
+    nll: float
+    brier: float
+    ece: float  # expected calibration error, 15 equal bins
+    temperature: float  # that the logits should be divided by
+    per_class: tuple[ClassResult, ...]
+    confusion: tuple[tuple[int, ...], ...]  # rows true, columns answered
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values, in the form of `vitrail eval --json`."""
+        return asdict(self)
+
+
+def evaluate(
+    bundle: Bundle,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    dtype: str = "float32",
+    threads: int = 2,
+) -> Evaluation:
+    """Answer for every image of `source` and measure the answers.
+
+    Labels go by class name: raises `DataError` where the source has a class that the bundle
+    cannot answer.
+    """
+    unknown = [name for name in source.classes if name not in bundle.labels]
+    if unknown:
+        raise DataError(
+            f"the images have classes that this model does not know: {', '.join(unknown[:5])}; "
+            f"it knows {', '.join(bundle.labels[:5])}{' ...' * (len(bundle.labels) > 5)}"
+        )
+    place = torch.tensor([bundle.labels.index(name) for name in source.classes])
+    bundle.model.to(pick_device(device))
+    loader = Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
+    batches = list(logits(bundle.model, bundle.preprocess, loader, dtype))
+    if not batches:
+        raise DataError(f"none of the {len(source)} images can be read")
+    scores = torch.cat([batch for batch, _ in batches])
+    labels = place[torch.cat([labels for _, labels in batches])]
+    return measure(scores.numpy(), labels.numpy(), bundle.labels, failed=len(loader.bad))
+
+
+def measure(
+    scores: np.ndarray, labels: np.ndarray, names: tuple[str, ...], failed: int = 0
+) -> Evaluation:
+    """Measure logits, N classes, against labels, N, of the classes `names`."""
+    scores = scores.astype(np.float64)
+    probabilities = softmax(scores)
+    answers = scores.argmax(axis=1)
+    right = answers == labels
+    rank = (scores > np.take_along_axis(scores, labels[:, None], axis=1)).sum(axis=1)
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(confusion, (labels, answers), 1)
+    one_hot = np.eye(len(names))[labels]
+    nll = negative_log_likelihood(scores, labels)
+    return Evaluation(
+        images=len(labels),
+        failed=failed,
+        loss=nll,
+        top1=float(right.mean()),
+        top1_interval=wilson(int(right.sum()), len(right)),
+        top5=float((rank < 5).mean()),
+        nll=nll,
+        brier=float(((probabilities - one_hot) ** 2).sum(axis=1).mean()),
+        ece=calibration_error(probabilities.max(axis=1), right),
+        temperature=best_temperature(scores, labels),
+        per_class=_per_class(confusion, names),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+    )
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Give probabilities, N classes, of logits."""
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def negative_log_likelihood(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Give the mean cross-entropy, in nats."""
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    of_label = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+    return float((np.log(np.exp(shifted).sum(axis=1)) - of_label).mean())
+
+
+def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Give the 95 % interval of a share (Wilson 1927): it holds near 0 and 1 too."""
+    share, slack = right / count, z * z / count
+    centre = (share + slack / 2) / (1 + slack)
+    half = z * np.sqrt(share * (1 - share) / count + slack / (4 * count)) / (1 + slack)
+    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Give the mean gap between confidence and accuracy over equal bins (Guo et al. 2017)."""
+    bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+    gaps = [abs(confidence[bins == b].sum() - right[bins == b].sum()) for b in range(_BINS)]
+    return float(sum(gaps) / len(right))
+
+
+def best_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Give the divisor of the logits, 0.05 to 20, with the least cross-entropy on these images."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda log_t: negative_log_likelihood(scores / np.exp(log_t), labels),
+        bounds=(np.log(0.05), np.log(20.0)),
+        method="bounded",
+    )
+    return float(np.exp(found.x))
+
+
+def _per_class(confusion: np.ndarray, names: tuple[str, ...]) -> tuple[ClassResult, ...]:
+    hits, count, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision = hits / np.maximum(answered, 1)
+    recall = hits / np.maximum(count, 1)
+    f1 = 2 * hits / np.maximum(count + answered, 1)
+    return tuple(
+        ClassResult(
+            label=name,
+            count=int(count[i]),
+            precision=float(precision[i]),
+            recall=float(recall[i]),
+            f1=float(f1[i]),
+        )
+        for i, name in enumerate(names)
+    )

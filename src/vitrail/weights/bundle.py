@@ -1,0 +1,144 @@
+"""The bundle: a model with its preprocessing, its class names and where it comes from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail import __version__
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import ConfigError, WeightsError
+from vitrail.model.config import ViTConfig
+from vitrail.model.presets import preset
+from vitrail.model.vit import ViT, seeded
+from vitrail.weights import files
+from vitrail.weights.origin import Origin, parse
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """All that is needed to answer for an image."""
+
+    model: ViT
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    origin: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        classes, channels = self.model.config.classes, self.model.config.channels
+        if classes != len(self.labels):
+            raise ConfigError(f"{len(self.labels)} labels for a model of {classes} classes")
+        if channels != self.preprocess.channels:
+            raise ConfigError(
+                f"the preprocessing gives {self.preprocess.channels} channels, the model reads "
+                f"{channels}"
+            )
+
+
+def save(bundle: Bundle, folder: str | Path) -> Path:
+    """Write the bundle to `folder`, whole or not at all, in place of a bundle that was there.
+
+    Raises `OutputError` where that cannot be written.
+    """
+    folder = Path(folder)
+    config = {
+        "format": "vitrail",
+        "version": __version__,
+        "architecture": bundle.model.config.to_json(),
+        "preprocess": bundle.preprocess.to_json(),
+        "labels": list(bundle.labels),
+        "origin": dict(bundle.origin or {}),
+        "metrics": dict(bundle.metrics),
+    }
+    with files.new_folder(folder) as beside:
+        files.write_tensors(beside / "model.safetensors", bundle.model.state_dict())
+        files.write_json(beside / "config.json", config)
+    return folder
+
+
+def load(origin: str | Path, **config: Any) -> Bundle:
+    """Load a run's last bundle, a bundle, or a preset with random weights.
+
+    Keywords are `ViTConfig` fields that stand instead of the stored ones. Raises `WeightsError`
+    where nothing is there or a tensor is missing, unknown or of another shape.
+    """
+    found = parse(str(origin))
+    if found.kind == "preset":
+        architecture = preset(found.name).replace(**config)
+        return Bundle(
+            model=seeded(architecture, seed=0).eval(),
+            preprocess=default_preprocess(architecture),
+            labels=tuple(f"class {i}" for i in range(architecture.classes)),
+            origin={"preset": found.name},
+        )
+    return _load_folder(found, config)
+
+
+def default_preprocess(config: ViTConfig) -> Preprocess:
+    """Give the preprocessing of a model that brings none: its size, values from -1 to 1."""
+    half = (0.5,) * config.channels
+    return Preprocess(size=config.image_size, mean=half, std=half)
+
+
+def read_config(folder: Path) -> tuple[ViTConfig, dict[str, Any]]:
+    """Give the architecture of a bundle and all of its `config.json`."""
+    path = folder / "config.json"
+    stored = files.read_json(path)
+    if stored.get("format") != "vitrail":
+        raise WeightsError(f'{path} does not say "format": "vitrail"; this is another tool\'s file')
+    missing = [key for key in ("architecture", "preprocess", "labels") if key not in stored]
+    if missing:
+        raise WeightsError(f"{path} lacks {', '.join(missing)}")
+    try:
+        return ViTConfig.from_json(stored["architecture"]), stored
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _load_folder(found: Origin, changes: dict[str, Any]) -> Bundle:
+    stored_config, stored = read_config(found.path)
+    config = stored_config.replace(**changes)
+    tensors = files.read_tensors(found.path / "model.safetensors")
+    with torch.device("meta"):
+        model = ViT(config)
+    check_fit(model, tensors, found.path)
+    model.load_state_dict(tensors, assign=True)
+    try:
+        return Bundle(
+            model=model.eval(),
+            preprocess=Preprocess.from_json(stored["preprocess"]),
+            labels=tuple(stored["labels"]),
+            origin=stored.get("origin") or None,
+            metrics=stored.get("metrics") or {},
+        )
+    except ConfigError as error:
+        raise WeightsError(f"{found.path / 'config.json'}: {error}") from error
+
+
+def check_fit(model: ViT, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Raise `WeightsError` that names what is missing, unexpected and misshapen."""
+    wanted = model.state_dict()
+    lists = {
+        "missing": [name for name in wanted if name not in tensors],
+        "unexpected": [name for name in tensors if name not in wanted],
+        "misshapen": [
+            f"{name} {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
+            for name in wanted
+            if name in tensors and tensors[name].shape != wanted[name].shape
+        ],
+    }
+    if any(lists.values()):
+        rows = [
+            f"  {kind:10}  {len(names):3}  {', '.join(names[:5] + ['...'] * (len(names) > 5))}"
+            for kind, names in lists.items()
+            if names
+        ]
+        raise WeightsError(
+            f"{where / 'model.safetensors'} does not fit the architecture in its config.json:\n"
+            + "\n".join(rows)
+            + "\nthe two files are not of one model: save the bundle again, or fetch it whole"
+        )

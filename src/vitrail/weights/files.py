@@ -1,0 +1,107 @@
+"""Weight files: the only place that opens one."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from vitrail.errors import OutputError, WeightsError
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Give the tensors of a safetensors file by name; anything else is a `WeightsError`."""
+    if not path.is_file():
+        raise WeightsError(f"there is no weight file {path}")
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size
+        raise WeightsError(
+            f"{path} is no whole safetensors file ({size:,} bytes): {error}"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Give the object in a JSON file; a missing or broken one is a `WeightsError`."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path} holds {type(values).__name__}, not an object")
+    return values
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file, down to the disk, and give its sha256."""
+    data = safetensors.torch.save({name: t.detach().contiguous() for name, t in tensors.items()})
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside, down to the disk, then renamed."""
+    beside = path.with_name(f".{path.name}.part")
+    with written(path):
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Give the sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder beside `path`, which takes its place when all is written, or never."""
+    beside, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    with written(path):
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        if path.exists():
+            path.replace(old)
+        beside.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+        _sync(path.parent)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn a failure to write below `path` into an `OutputError` that says what is free."""
+    try:
+        yield
+    except OSError as error:
+        folder = next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
+        free = shutil.disk_usage(folder).free
+        raise OutputError(
+            f"{error.filename or path} cannot be written: {error.strerror or error} "
+            f"({free:,} bytes are free there)"
+        ) from error
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
