@@ -1,0 +1,76 @@
+"""What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Display:
+    """Progress on standard error; standard output stays free for results."""
+
+    def __init__(self, steps: int, start: int, steps_per_epoch: int) -> None:
+        self.steps, self.start, self.steps_per_epoch = steps, start, steps_per_epoch
+        self.console = Console(stderr=True, highlight=False)
+        self.began = self.last_line = time.monotonic()
+        self.bar: Progress | None = None
+        self.held_out = ""
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+            )
+            self.task = self.bar.add_task(
+                "train", total=steps, completed=start, epoch="1", numbers=""
+            )
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, done: int) -> None:
+        """Move the bar to `done` steps."""
+        if self.bar:
+            self.bar.update(self.task, completed=done)
+
+    def train(self, done: int, loss: float, top1: float, images_per_second: float) -> None:
+        """Show the figures of the last steps."""
+        epoch = f"{-(-done // self.steps_per_epoch)}/{-(-self.steps // self.steps_per_epoch)}"
+        figures = f"loss {loss:.3f}  top-1 {top1:6.1%}  {images_per_second:,.0f} images/s"
+        if self.bar:
+            self.bar.update(self.task, completed=done, epoch=epoch, numbers=figures + self.held_out)
+        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES or done == self.steps:
+            self.last_line = time.monotonic()
+            spent = self.last_line - self.began
+            left = spent / max(done - self.start, 1) * (self.steps - done)
+            print(
+                f"epoch {epoch}  {figures}{self.held_out}  {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def evaluated(self, top1: float) -> None:
+        """Remember the accuracy on the held-out images, to be shown with the next figures."""
+        self.held_out = f"  held-out {top1:.1%}"
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        self.console.print(text, markup=False, soft_wrap=True)

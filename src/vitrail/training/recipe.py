@@ -1,0 +1,222 @@
+"""The recipe: all of a training run, as a tree of frozen dataclasses and as TOML."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from vitrail.data.config import Augment
+from vitrail.errors import ConfigError, check_names, check_range, check_types, nearest
+from vitrail.model.config import DropRates, ViTConfig
+from vitrail.model.presets import preset
+
+SHIPPED = Path(__file__).parent.parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """Where the images come from and how they are read."""
+
+    source: str = "digits"  # a DATA address
+    threads: int = 2  # that decode
+    max_bad_share: float = 0.01  # of files that cannot be read, before the run stops
+    held_out_share: float = 0.2  # of data without a split of its own
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "threads", 1)
+        check_range(self, "max_bad_share held_out_share", 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimizer:
+    """How a gradient becomes a step."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-3  # with muon, of the blocks' matrices
+    adamw_lr: float = 1e-3  # with muon, of all else
+    weight_decay: float = 0.05  # of matrices; norms, biases, tokens and positions have none
+    clip: float = 1.0  # largest norm of the gradient; 0: as it is
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "lr adamw_lr", 0, open_low=True)
+        check_range(self, "weight_decay clip", 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """How the learning rate rises and falls."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.1  # share of all steps in which it rises from 0
+    final: float = 0.01  # share of the highest rate that is left at the end of a cosine
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "warmup final", 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """What is minimised."""
+
+    name: Literal["classify"] = "classify"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "label_smoothing", 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """How long, how much at a time, on what."""
+
+    epochs: int = 100
+    steps: int | None = None  # instead of epochs
+    batch_size: int = 128
+    seed: int = 0  # of weights, order and augmentation
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; weights are float32
+    compile: bool = False  # with torch.compile: a minute first, faster after it
+    log_every: int = 20  # steps
+    evaluate_every: int = 5  # epochs
+    save_every: int = 10  # epochs
+    drop: DropRates = DropRates()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "epochs steps batch_size log_every evaluate_every save_every", 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ema:
+    """A running mean of the weights, evaluated and saved in their place."""
+
+    decay: float = 0.0  # share of the old mean that a step keeps; 0: no mean
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"decay is {self.decay}; it should be from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """All of a training run: repeat it with the same recipe and the same images."""
+
+    model: ViTConfig = field(default_factory=lambda: preset("nano"))
+    data: Data = Data()
+    augment: Augment = Augment()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    objective: Objective = Objective()
+    train: Train = Train()
+    ema: Ema = Ema()
+
+
+def shipped() -> tuple[str, ...]:
+    """Give the names of the recipes that come with vitrail."""
+    return tuple(sorted(file.stem for file in SHIPPED.glob("*.toml")))
+
+
+def read_recipe(name_or_file: str | Path) -> Recipe:
+    """Read a recipe: one that comes with vitrail by its name, or a TOML file.
+
+    `[model]` may name a `preset` and change fields of it. Raises `ConfigError` that names the file
+    and the key for anything that is unknown or does not fit.
+    """
+    file = Path(name_or_file)
+    if str(name_or_file) in shipped():
+        file = SHIPPED / f"{name_or_file}.toml"
+    elif not file.is_file():
+        raise ConfigError(
+            f'there is no recipe "{name_or_file}": no file of that name, and the shipped ones are '
+            f"{', '.join(shipped())}.{nearest(str(name_or_file), shipped())}"
+        )
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        return from_table(table)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is no TOML: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def from_table(table: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from the tables of a TOML file."""
+    sections = dict(table)
+    model = dict(sections.pop("model", {}))
+    base = preset(model.pop("preset", "nano"))
+    try:
+        config = base.replace(**model)
+    except ConfigError as error:
+        raise ConfigError(f"[model] {error}") from error
+    return _build(Recipe, sections, "a recipe", model=config)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Give the whole recipe as TOML that `read_recipe` reads back to an equal one."""
+    return "\n".join(_lines(asdict(recipe), ())).lstrip("\n") + "\n"
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Give a line for each leaf in which two recipes would train differently."""
+    a, b = _flat(asdict(old)), _flat(asdict(new))
+    same_run = ("data.threads",)  # order and pixels do not depend on it
+    return [
+        f"{key}: {a.get(key)} in the run, {b.get(key)} now"
+        for key in b
+        if a.get(key) != b.get(key) and key not in same_run
+    ]
+
+
+def _build(cls: type, table: Mapping[str, Any], where: str, **ready: Any) -> Any:
+    """Build a dataclass from a table, its dataclass fields from the tables inside."""
+    check_names(table, [f.name for f in fields(cls) if f.name not in ready], where)
+    hints = get_type_hints(cls)
+    values = dict(ready)
+    for name, value in table.items():
+        inner = f"{where.removeprefix('a recipe').strip('[]')}.{name}".lstrip(".")
+        if is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{inner} is {value!r}; it should be a table, [{inner}]")
+            values[name] = _build(hints[name], value, f"[{inner}]")  # type: ignore[arg-type]
+        else:
+            values[name] = value
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where} {error}" if where.startswith("[") else str(error)) from error
+
+
+def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    plain = [f"{k} = {_toml(v)}" for k, v in table.items() if not isinstance(v, dict | None)]
+    lines = ["", f"[{'.'.join(path)}]", *plain] if path and plain else plain
+    for name, inner in table.items():
+        if isinstance(inner, dict):
+            lines += _lines(inner, (*path, name))
+    return lines
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + escaped.translate({c: f"\\u{c:04X}" for c in (*range(32), 127)}) + '"'
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return repr(value)
+
+
+def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= (
+            _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+        )
+    return flat

@@ -1,0 +1,144 @@
+"""The folder of a run: which one, what is in it, and what is written when."""
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrail import __version__
+from vitrail.data.address import parse
+from vitrail.errors import ConfigError, OutputError
+from vitrail.training.recipe import Recipe, differences, read_recipe, to_toml
+from vitrail.weights.files import read_json, write_bytes, write_json, written
+
+OVER = ("finished",)
+
+
+class RunFolder:
+    """The files of one run. A metric is a line by itself; all else is written whole or not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics, self.log_file = path / "metrics.jsonl", path / "log.txt"
+
+    def start(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+        """Write what is known before the first step; raises `OutputError` where it cannot."""
+        with written(self.path):
+            for name in ("checkpoints", "examples"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+        write_bytes(self.path / "recipe.toml", to_toml(recipe).encode())
+        write_json(self.path / "environment.json", {**environment(), **facts})
+
+    def summary(self) -> dict[str, Any]:
+        """Give `summary.json`, empty where there is none yet."""
+        path = self.path / "summary.json"
+        return read_json(path) if path.is_file() else {}
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", values)
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one row to `metrics.jsonl`."""
+        with written(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Give all rows of `metrics.jsonl`; a last line that was cut short is not one."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run takes again."""
+        kept = "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step)
+        write_bytes(self.metrics, kept.encode())
+
+    def log(self, text: str) -> None:
+        """Append a line with the time to `log.txt`."""
+        with written(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def choose(recipe: Recipe, out: str | Path | None, resume: bool) -> RunFolder:
+    """Give the folder that these arguments mean; nothing is written yet.
+
+    `out` names it; else `resume` means the newest unfinished run of this data, and neither means
+    the lowest unused `runs/DATA-N`.
+    """
+    if out is not None:
+        return RunFolder(_usable(Path(out).expanduser()))
+    name = parse(recipe.data.source).name
+    runs = _numbered(Path("runs"), name)
+    if resume:
+        for path in sorted(runs.values(), key=lambda path: path.stat().st_mtime, reverse=True):
+            if RunFolder(path).summary().get("status") not in OVER:
+                return RunFolder(path)
+        raise ConfigError(
+            f'there is no unfinished run of "{recipe.data.source}" in runs/; '
+            "leave out --resume to start one"
+        )
+    number = 1
+    while number in runs or Path("runs", f"{name}-{number}").exists():
+        number += 1
+    return RunFolder(Path("runs", f"{name}-{number}"))
+
+
+def check_same(run: RunFolder, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` with the differences where `run` is one of another recipe or data."""
+    lines = differences(read_recipe(run.path / "recipe.toml"), recipe)
+    before = read_json(run.path / "environment.json")
+    lines += [
+        f"{key}: {before.get(key)} in the run, {value} now"
+        for key, value in facts.items()
+        if before.get(key) != value
+    ]
+    if lines:
+        raise ConfigError(
+            f"{run.path} holds another run:\n  " + "\n  ".join(lines) + "\n"
+            "give the same arguments to continue it, another --out to start anew, or --override "
+            "to go on with what is new"
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Give versions, hardware and command: where the run was made."""
+    import numpy
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "vitrail": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "command": sys.argv,
+    }
+
+
+def _usable(path: Path) -> Path:
+    """Refuse a path that is a file, or a folder of something else than a run."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file; a run needs a folder: give another --out")
+    if path.is_dir() and any(path.iterdir()) and not (path / "recipe.toml").is_file():
+        raise ConfigError(
+            f"{path} holds other files and no run; give an empty or a new folder as --out"
+        )
+    return path
+
+
+def _numbered(runs: Path, name: str) -> dict[int, Path]:
+    """Give the folders runs/NAME-N by their N."""
+    pattern = re.compile(re.escape(name) + r"-(\d+)")
+    folders = runs.iterdir() if runs.is_dir() else []
+    found = {path: pattern.fullmatch(path.name) for path in folders}
+    return {int(match[1]): path for path, match in found.items() if match}
