@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vitrail.data.config import Augment
+    from vitrail.data.preprocess import Preprocess
+    from vitrail.data.sources import open_data
+    from vitrail.inference.evaluate import evaluate
+    from vitrail.inference.predict import predict
     from vitrail.model.config import DropRates, PositionResize, ViTConfig
     from vitrail.model.presets import presets
     from vitrail.model.shapes import summary
@@ -23,9 +28,21 @@ if TYPE_CHECKING:
         ViT,
         create,
     )
+    from vitrail.training.loop import Run, train
+    from vitrail.training.recipe import Recipe, read_recipe
+    from vitrail.weights.bundle import Bundle, load, save
 
 _HOME = {
-    "vitrail.model.config": ("DropRates", "PositionResize", "ViTConfig"),
+    "vitrail.data.config": ("Augment",),
+    "vitrail.data.preprocess": ("Preprocess",),
+    "vitrail.data.sources": ("open_data",),
+    "vitrail.inference.evaluate": ("evaluate",),
+    "vitrail.inference.predict": ("predict",),
+    "vitrail.model.config": (
+        "DropRates",
+        "PositionResize",
+        "ViTConfig",
+    ),
     "vitrail.model.presets": ("presets",),
     "vitrail.model.shapes": ("summary",),
     "vitrail.model.vit": (
@@ -38,6 +55,19 @@ _HOME = {
         "PatchEmbedding",
         "ViT",
         "create",
+    ),
+    "vitrail.training.loop": (
+        "Run",
+        "train",
+    ),
+    "vitrail.training.recipe": (
+        "Recipe",
+        "read_recipe",
+    ),
+    "vitrail.weights.bundle": (
+        "Bundle",
+        "load",
+        "save",
     ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

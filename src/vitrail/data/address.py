@@ -1,6 +1,7 @@
 """What a DATA argument names, found out without reading an image or importing torch."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -56,6 +57,38 @@ def class_folders(path: Path) -> list[Path]:
 def images_in(folder: Path) -> list[Path]:
     """Give the image files of one class folder, by name."""
     return sorted(f for f in folder.iterdir() if _is_image(f))
+
+
+def expand(paths: Iterable[str]) -> list[str]:
+    """Give each path, and in place of a folder the images below it, by name.
+
+    Raises `DataError` for a folder without any; a file is not looked at.
+    """
+    found = []
+    for path in paths:
+        if not Path(path).is_dir():
+            found.append(path)
+            continue
+        inside = sorted(str(file) for file in Path(path).rglob("*") if _is_image(file))
+        if not inside:
+            raise DataError(f'folder "{path}" holds no image ({" ".join(SUFFIXES)})')
+        found += inside
+    return found
+
+
+def largest_side(address: Address) -> int:
+    """Give the longer side, in pixels, of the first image that can be opened; 0 where none can."""
+    from PIL import Image
+
+    root = address.path / "train" if address.kind == "splits" else address.path
+    for folder in class_folders(root):
+        for file in images_in(folder)[:5]:
+            try:
+                with Image.open(file) as image:
+                    return max(image.size)
+            except OSError:
+                continue  # it is counted when it is read
+    return 0
 
 
 def has_images(folder: Path) -> bool:

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import Source
-from vitrail.errors import DataError
+from vitrail.errors import ConfigError, DataError
 from vitrail.inference.runner import logits, pick_device
+from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
 
 _BINS = 15  # of the reliability diagram (Guo et al. 2017, section 2)
@@ -62,21 +64,30 @@ def evaluate(
     Labels go by class name: raises `DataError` where the source has a class that the bundle
     cannot answer.
     """
+    if not bundle.labels:
+        raise ConfigError("this model has no classes to answer with: it gives features (classes 0)")
     unknown = [name for name in source.classes if name not in bundle.labels]
     if unknown:
         raise DataError(
             f"the images have classes that this model does not know: {', '.join(unknown[:5])}; "
             f"it knows {', '.join(bundle.labels[:5])}{' ...' * (len(bundle.labels) > 5)}"
         )
-    place = torch.tensor([bundle.labels.index(name) for name in source.classes])
     bundle.model.to(pick_device(device))
     loader = Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
-    batches = list(logits(bundle.model, bundle.preprocess, loader, dtype))
+    return evaluate_loader(bundle.model, bundle.preprocess, loader, bundle.labels, dtype)
+
+
+def evaluate_loader(
+    model: ViT, preprocess: Preprocess, loader: Loader, names: tuple[str, ...], dtype: str
+) -> Evaluation:
+    """Measure a model on every sample of a loader; its classes are found among `names`."""
+    batches = list(logits(model, preprocess, loader, dtype))
     if not batches:
-        raise DataError(f"none of the {len(source)} images can be read")
-    scores = torch.cat([batch for batch, _ in batches])
+        raise DataError(f"none of the {len(loader.source)} held-out images can be read")
+    place = torch.tensor([names.index(name) for name in loader.source.classes])
+    scores = torch.cat([scores for scores, _ in batches])
     labels = place[torch.cat([labels for _, labels in batches])]
-    return measure(scores.numpy(), labels.numpy(), bundle.labels, failed=len(loader.bad))
+    return measure(scores.numpy(), labels.numpy(), names, failed=len(loader.bad))
 
 
 def measure(

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.address import SUFFIXES
 from vitrail.data.decode import decode, upright
 from vitrail.errors import ConfigError, DataError
 from vitrail.inference.runner import pick_device, precision
@@ -91,18 +90,6 @@ def stream(
                 yield Prediction(path=name, error=None, top=next(answers))
             else:
                 yield Prediction(path=name, error=found, top=())
-
-
-def expand(paths: Iterable[str]) -> Iterator[str]:
-    """Give each path, and in place of a folder the images below it, by name."""
-    for path in paths:
-        if Path(path).is_dir():
-            inside = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise DataError(f'folder "{path}" holds no image ({" ".join(SUFFIXES)})')
-            yield from map(str, inside)
-        else:
-            yield path
 
 
 def _pixels(bundle: Bundle, image: ImageLike) -> np.ndarray | str:

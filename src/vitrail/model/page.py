@@ -123,3 +123,15 @@ def _short(number: float, step: int) -> str:
     if not number:
         return ""
     return f"{number:.1f} {units[0]}" if isinstance(number, float) else f"{number} {units[0]}"
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Align columns, the first to the left and the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
+    ]

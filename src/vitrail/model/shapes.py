@@ -7,7 +7,7 @@ against what the real model does.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from math import prod
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.model.config import ViTConfig
-from vitrail.model.page import Row, page
+from vitrail.model.page import Row, aligned, page
 from vitrail.model.vit import (
     ACTIVATIONS,
     AttentionPooling,
@@ -96,6 +96,20 @@ def summary(
         image_size=given[1:] if len(given) == 3 else given,
         rows=tuple(walk.rows),
     )
+
+
+def presets_page(table: Mapping[str, ViTConfig]) -> str:
+    """List configs by name with their sizes and parameters."""
+    columns = "preset image patch width depth heads mlp classes parameters"
+    rows = [tuple(columns.split())]
+    for name, config in table.items():
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in ViT(config).parameters())
+        sizes = (config.patch_size, config.width, config.depth, config.heads, config.mlp_width)
+        image = "x".join(map(str, config.image_size))
+        classes = str(config.classes or "-")
+        rows.append((name, image, *map(str, sizes), classes, f"{parameters:,}"))
+    return "\n".join(aligned(rows))
 
 
 class _Walk:

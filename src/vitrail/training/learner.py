@@ -61,6 +61,8 @@ class Learner:
     ) -> None:
         self.recipe, self.preprocess, self.device, self.steps = recipe, preprocess, device, steps
         train = recipe.train
+        if train.cpu_threads is not None:
+            torch.set_num_threads(train.cpu_threads)
         self.model = seeded(recipe.model, seed=train.seed, drop=train.drop).to(device).train()
         self.forward: nn.Module = self.model
         if train.compile:

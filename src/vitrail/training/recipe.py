@@ -2,10 +2,11 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from vitrail.data.address import largest_side, parse
 from vitrail.data.config import Augment
 from vitrail.errors import ConfigError, check_names, check_range, check_types, nearest
 from vitrail.model.config import DropRates, ViTConfig
@@ -81,6 +82,7 @@ class Train:
     seed: int = 0  # of weights, order and augmentation
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; weights are float32
+    cpu_threads: int | None = None  # that one operation is shared by; absent: one for each core
     compile: bool = False  # with torch.compile: a minute first, faster after it
     log_every: int = 20  # steps
     evaluate_every: int = 5  # epochs
@@ -89,7 +91,9 @@ class Train:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range(self, "epochs steps batch_size log_every evaluate_every save_every", 1)
+        check_range(
+            self, "epochs steps batch_size cpu_threads log_every evaluate_every save_every", 1
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +148,24 @@ def read_recipe(name_or_file: str | Path) -> Recipe:
         raise ConfigError(f"{file} is no TOML: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+
+
+def default_recipe(data: str) -> tuple[Recipe, str]:
+    """Give the recipe that fits a DATA address, and a line to tell the user, empty for most.
+
+    The digits have their own; images of at most 40 pixels, and photos at 64, are `small-images`.
+    """
+    address = parse(data)
+    if address.kind == "digits":
+        return read_recipe("digits"), ""
+    recipe = read_recipe("small-images")
+    if largest_side(address) <= 40:
+        return recipe, ""
+    photos = recipe.model.replace(image_size=(64, 64), patch_size=8)
+    return replace(recipe, model=photos), (
+        "photos, from scratch: recipe small-images at 64 x 64 pixels "
+        "(--model.image-size and --model.patch-size change that)"
+    )
 
 
 def from_table(table: Mapping[str, Any]) -> Recipe:

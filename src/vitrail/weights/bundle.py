@@ -84,6 +84,11 @@ def default_preprocess(config: ViTConfig) -> Preprocess:
     return Preprocess(size=config.image_size, mean=half, std=half)
 
 
+def architecture(origin: Origin) -> ViTConfig:
+    """Give the architecture of a model without its weights."""
+    return preset(origin.name) if origin.kind == "preset" else read_config(origin.path)[0]
+
+
 def read_config(folder: Path) -> tuple[ViTConfig, dict[str, Any]]:
     """Give the architecture of a bundle and all of its `config.json`."""
     path = folder / "config.json"

@@ -1,0 +1,335 @@
+"""The command line: verbs and flags. A verb imports a room only when it runs.
+
+Results go to standard output, all else to standard error. Nothing on the way to `--help`, or to a
+mistake in a flag, a recipe or a path, imports torch: the answer comes at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vitrail import __version__
+from vitrail.errors import ConfigError, VitrailError, nearest
+from vitrail.training.recipe import Recipe, default_recipe, read_recipe, to_toml
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["float32", "bfloat16"]
+Text = tyro.conf.Positional[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a model on images in classes."""
+
+    data: Text  # digits, or a folder of train/CLASS/* and val/CLASS/*, or of CLASS/*
+    recipe: str | None = None  # the name of a recipe that comes with vitrail, or a TOML file
+    model: str | None = None  # a preset, in place of the recipe's model
+    out: str | None = None  # the run's folder, else the lowest unused runs/DATA-N
+    resume: bool = False  # continue the newest unfinished run of this data
+    override: bool = False  # continue a run although its recipe or data were others
+    print_recipe: bool = False  # print the whole recipe as TOML, and train nothing
+    json: bool = False  # print the summary as JSON
+    tree: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    def run(self) -> int:
+        from vitrail.data.address import parse
+
+        parse(self.tree.data.source)
+        if self.print_recipe:
+            print(to_toml(self.tree), end="")
+            return 0
+        from vitrail.inference.formats import run_text
+        from vitrail.training.loop import train
+
+        run = train(self.tree, self.out, resume=self.resume, override=self.override)
+        print(_json(run.summary) if self.json else run_text(run.folder, run.summary))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Measure a model on labelled images: accuracy, calibration, classes, confusion."""
+
+    model: Text  # a run, a bundle or a preset
+    data: Text  # its held-out images are measured
+    batch_size: int = 64
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.data.address import parse as parse_data
+        from vitrail.weights.origin import parse as parse_origin
+
+        parse_origin(self.model), parse_data(self.data)
+        from vitrail.data.sources import open_data
+        from vitrail.inference.evaluate import evaluate
+        from vitrail.inference.formats import evaluation_text
+        from vitrail.weights.bundle import load
+
+        found = evaluate(
+            load(self.model),
+            open_data(self.data).held_out,
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        print(_json(found.to_json()) if self.json else evaluation_text(found))
+        return 2 if found.failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Answer for images: the likeliest classes of each."""
+
+    model: Text  # a run, a bundle or a preset
+    images: tyro.conf.Positional[tuple[str, ...]]  # files, or folders of them
+    top: int = 5  # classes to answer with
+    format: Literal["table", "csv", "jsonl"] = "table"
+    output: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None  # a file to write
+    batch_size: int = 64
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.data.address import expand
+        from vitrail.weights.origin import parse
+
+        parse(self.model)
+        if self.top < 1:
+            raise ConfigError(f"--top is {self.top}; it should be 1 or more")
+        if not self.images:
+            raise ConfigError("there is no image to answer for: name files or folders")
+        images = expand(self.images)
+        from vitrail.inference.formats import write_predictions
+        from vitrail.inference.predict import stream
+        from vitrail.weights.bundle import load
+
+        answers = stream(
+            load(self.model),
+            images,
+            self.top,
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        failed = write_predictions(answers, "json" if self.json else self.format, self.output)
+        return 2 if failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Walk through a model, step by step from image to logits: shapes, parameters, operations."""
+
+    model: Text  # a preset, a run or a bundle
+    image_size: tuple[int, int] | None = None  # H W, else the model's own
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse
+
+        origin = parse(self.model)
+        from vitrail.model.shapes import summary
+        from vitrail.weights.bundle import architecture
+
+        config = architecture(origin)
+        size = (config.channels, *(self.image_size or config.image_size))
+        walk = summary(config, size, name=origin.name)
+        print(_json(walk.to_json()) if self.json else walk)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presets:
+    """List all presets with their sizes."""
+
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.model.presets import table
+
+        if self.json:
+            print(_json({name: config.to_json() for name, config in table().items()}))
+            return 0
+        from vitrail.model.shapes import presets_page
+
+        print(presets_page(table()))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Say what this machine can do, and what is missing."""
+
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.doctor import examine, text
+
+        facts = examine()
+        print(_json(facts) if self.json else text(facts))
+        return 0
+
+
+VERBS: dict[str, type] = {
+    "train": Train,
+    "eval": Eval,
+    "predict": Predict,
+    "summary": Summary,
+    "presets": Presets,
+    "doctor": Doctor,
+}
+SHORT = {
+    "--epochs": "--train.epochs",
+    "--batch-size": "--train.batch-size",
+    "--lr": "--optimizer.lr",
+    "--seed": "--train.seed",
+    "--device": "--train.device",
+    "--dtype": "--train.dtype",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code (0 done, 2 usage or bad input, ...)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except VitrailError as error:
+        if debug:
+            raise
+        print(f"vitrail: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"vitrail: {type(error).__name__}: {error}\n"
+            "This is a defect of vitrail; the same command with --debug shows where it is.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"vitrail {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        raise ConfigError(
+            f'there is no command "{verb}".{nearest(verb, VERBS)} `vitrail --help` lists them all'
+        )
+    command = parse_train(rest) if verb == "train" else _parse(VERBS[verb], verb, rest)
+    return command.run()
+
+
+def parse_train(words: list[str]) -> Train:
+    """Read the flags of `train` over the recipe that they or the data ask for."""
+    if any(word in ("-h", "--help") for word in words):
+        print(_train_help())
+        raise SystemExit(0)
+    words = ["--help" if word == "--help-all" else word for word in words]
+    words = [_long(word) for word in words]
+    # Once to learn which recipe is meant, and once more over that recipe's own values.
+    first: Train = _parse(Train, "train", words)
+    if first.recipe is None:
+        recipe, note = default_recipe(first.data)
+        if note and not first.print_recipe:
+            print(note, file=sys.stderr)
+    else:
+        recipe = read_recipe(first.recipe)
+    if first.model is not None:
+        from vitrail.model.presets import preset
+
+        recipe = replace(recipe, model=preset(first.model))
+    recipe = replace(recipe, data=replace(recipe.data, source=first.data))
+    given: Train = _parse(Train, "train", words, Train(data=first.data, tree=recipe))
+    # A width that was given takes the head width and the MLP width along, as in `replace`.
+    model = given.tree.model
+    changed = {
+        f.name: getattr(model, f.name)
+        for f in fields(model)
+        if getattr(model, f.name) != getattr(recipe.model, f.name)
+    }
+    tree = replace(given.tree, model=recipe.model.replace(**changed))
+    return replace(given, tree=tree)
+
+
+def _parse(command: Any, verb: str, words: list[str], default: Any = None) -> Any:
+    more = {} if default is None else {"default": default}
+    return tyro.cli(command, prog=f"vitrail {verb}", args=words, **more)
+
+
+def _long(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return SHORT.get(name, name) + equals + value
+
+
+def _help() -> str:
+    lines = [f"  {name:9} {command.__doc__}" for name, command in VERBS.items()]
+    return "\n".join(
+        [
+            "vitrail: the plain Vision Transformer, whole.",
+            "",
+            "usage: vitrail COMMAND ...",
+            "",
+            *lines,
+            "",
+            "Begin with: vitrail train digits",
+            "",
+            "`vitrail COMMAND --help` says more, `vitrail --version` the version; --debug with any",
+            "command shows where an error comes from.",
+        ]
+    )
+
+
+def _train_help() -> str:
+    from vitrail.training.recipe import shipped
+
+    flags = [
+        ("--recipe NAME|FILE", f"one of {', '.join(shipped())}, or a TOML file"),
+        ("--model PRESET", "in place of the recipe's model; `vitrail presets` lists them"),
+        ("--out FOLDER", "the run's folder, else the lowest unused runs/DATA-N"),
+        ("--resume", "continue the newest unfinished run of this data"),
+        ("--override", "continue a run although its recipe or data were others"),
+        ("--print-recipe", "print the whole recipe as TOML, and train nothing"),
+        ("--json", "print the summary as JSON"),
+    ]
+    short = [(name, f"short for {long}") for name, long in SHORT.items()]
+    sections = [(f"--{f.name}.*", _section(f.name)) for f in fields(Recipe)]
+    lines = [f"  {flag:20} {text}" for flag, text in flags + short]
+    lines += ["", "every leaf of the recipe is a flag; `vitrail train --help-all` lists them:", ""]
+    lines += [f"  {flag:20} {text}" for flag, text in sections]
+    usage = "usage: vitrail train DATA [--section.leaf VALUE ...]"
+    about = "DATA: digits, or a folder of train/CLASS/* and val/CLASS/*, or of CLASS/*"
+    return "\n".join(["Train a model on images in classes.", "", usage, "", about, "", *lines])
+
+
+def _section(name: str) -> str:
+    section: Any = getattr(Recipe(), name)
+    words = " ".join(f.name for f in fields(section))
+    return words if len(words) < 76 else words[:72].rsplit(" ", 1)[0] + " ..."
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""One process at work on a run: where it stands, and what it writes on the way."""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from vitrail.data.loader import Batch, Loader
+from vitrail.data.sources import Source, Splits
+from vitrail.errors import DataError, NonFiniteError
+from vitrail.inference.evaluate import Evaluation, evaluate_loader
+from vitrail.inference.runner import pick_device
+from vitrail.training import checkpoint
+from vitrail.training.learner import Learner
+from vitrail.training.recipe import Recipe
+from vitrail.training.run_folder import RunFolder
+from vitrail.training.schedule import factor
+from vitrail.weights.bundle import Bundle, default_preprocess, save
+from vitrail.weights.files import write_bytes
+
+EXAMPLES = 10  # held-out images that a run leaves, to try `predict` on
+
+
+class Session:
+    """One process that works on a run, from its newest checkpoint to its end."""
+
+    def __init__(self, recipe: Recipe, data: Splits, run: RunFolder) -> None:
+        self.recipe, self.data, self.run = recipe, data, run
+        self.preprocess = default_preprocess(recipe.model)
+        self.loader = self._loader(data.train, recipe.train.batch_size)
+        self.held_out = self._loader(data.held_out, max(recipe.train.batch_size, 64))
+        self.per_epoch = self.loader.steps()
+        if not self.per_epoch:
+            raise DataError(
+                f"batch_size {recipe.train.batch_size} is more than the {len(data.train)} training "
+                f"images, so that no step can be taken; give --batch-size {len(data.train)} or less"
+            )
+        self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
+        device = pick_device(recipe.train.device)
+        self.learner = Learner(recipe, self.preprocess, device, self.steps)
+        self.done = 0
+        self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # in earlier sessions
+        self.began, self.cpu_began = time.monotonic(), time.process_time()
+        self.best = -1.0
+        self.log_began = self.began
+        self.last: Evaluation | None = None  # of the weights as they are now
+
+    def _loader(self, source: Source, batch_size: int) -> Loader:
+        how = self.recipe.data
+        return Loader(
+            source,
+            self.preprocess,
+            batch_size,
+            threads=how.threads,
+            max_bad_share=how.max_bad_share,
+        )
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """Give the epoch and the batch of every step that is left."""
+        epoch, place = divmod(self.done, self.per_epoch)
+        left = self.steps - self.done
+        while left > 0:
+            for batch in self.loader.epoch(self.recipe.train.seed, epoch, place):
+                yield epoch, batch
+                left -= 1
+                if left == 0:
+                    return
+            epoch, place = epoch + 1, 0
+
+    def take_up(self) -> None:
+        """Load the newest whole checkpoint, if there is one, and forget what came after it."""
+        found, broken = checkpoint.newest(self.run.path / "checkpoints")
+        for problem in broken:
+            self.run.log(f"passed over: {problem}")
+            print(f"passed over: {problem}", file=sys.stderr)
+        if found is not None:
+            loop = found.parts["loop"]
+            self.learner.load(found.parts)
+            self.done, self.best = found.step, float(loop["best"])
+            self.spent = {name: float(loop[name]) for name in self.spent}
+        self.run.forget_after(self.done)
+        self.run.log(f"starts at step {self.done} of {self.steps}")
+
+    def log(self) -> dict[str, Any]:
+        """Write a row of what was learned since the last; stop where it is not finite."""
+        self.check_finite()
+        window = self.learner.read_window()
+        lr = self.recipe.optimizer.lr * factor(self.recipe.schedule, self.done - 1, self.steps)
+        rate = window.images / (time.monotonic() - self.log_began)
+        self.log_began = time.monotonic()
+        return self.add_row("train", window.loss, window.top1, lr, window.grad_norm, rate)
+
+    def evaluate(self) -> Evaluation:
+        """Write a row of how good the weights are; keep them where they are the best so far."""
+        began = time.monotonic()
+        evaluation = self.measure()
+        rate = evaluation.images / (time.monotonic() - began)
+        self.add_row("val", evaluation.loss, evaluation.top1, None, None, rate)
+        if evaluation.top1 > self.best:
+            self.best = evaluation.top1
+            save(self.bundle(evaluation), self.run.path / "best")
+        self.last = evaluation
+        return evaluation
+
+    def measure(self) -> Evaluation:
+        """Measure the weights on the held-out images."""
+        self.check_finite()
+        model, dtype = self.learner.answering, self.recipe.train.dtype
+        names = self.data.train.classes
+        return evaluate_loader(model, self.preprocess, self.held_out, names, dtype)
+
+    def save(self) -> None:
+        """Write a checkpoint, if the weights are finite."""
+        self.check_finite()
+        parts = self.learner.state()
+        parts["loop"] |= checkpoint.numbers({"best": self.best, **self.time_spent()})
+        path = checkpoint.save(self.run.path / "checkpoints", self.done, parts)
+        self.run.log(f"saved {path.name}")
+
+    def finish(self) -> None:
+        """Leave the last weights, a few images to try, and the summary."""
+        # A run that was stopped right here has its rows; it is measured again, not written twice.
+        evaluation = self.measure() if self.last is None else self.last
+        save(self.bundle(evaluation), self.run.path / "last")
+        self.write_examples()
+        self.write_summary("finished", evaluation)
+        self.run.log(f"finished at step {self.done}")
+
+    def check_finite(self) -> None:
+        """Raise `NonFiniteError` where a loss, gradient or weight is not finite."""
+        if self.learner.is_finite():
+            return
+        step = int(self.learner.first_bad)
+        step = self.done - 1 if step < 0 else step
+        lr = self.recipe.optimizer.lr * factor(self.recipe.schedule, step, self.steps)
+        kept = sorted(checkpoint.steps(self.run.path / "checkpoints").values())
+        newest = (
+            f"the last finite checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        )
+        raise NonFiniteError(
+            f"the loss, a gradient or a weight was not finite at step {step} (learning rate "
+            f"{lr:.3g}); {newest}. A lower --lr or a longer --schedule.warmup is the usual cure"
+        )
+
+    def add_row(
+        self,
+        split: str,
+        loss: float,
+        top1: float,
+        lr: float | None,
+        grad_norm: float | None,
+        images_per_second: float,
+    ) -> dict[str, Any]:
+        row = {
+            "step": self.done,
+            "epoch": round(self.done / self.per_epoch, 3),
+            "split": split,
+            "loss": loss,
+            "top1": top1,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "images_per_second": round(images_per_second, 1),
+            "seconds": round(self.time_spent()["seconds"], 3),
+        }
+        self.run.add_metrics(row)
+        return row
+
+    def write_examples(self) -> None:
+        """Copy a few held-out images, as far apart in the listing as can be."""
+        source = self.data.held_out
+        count = min(EXAMPLES, len(source))
+        for i in range(count):
+            place = i * len(source) // count
+            name = source.name(place).replace("/", "-")
+            write_bytes(self.run.path / "examples" / name, source.read(place))
+
+    def write_summary(self, status: str, evaluation: Evaluation | None = None) -> None:
+        bad = [*self.loader.bad.values(), *self.held_out.bad.values()]
+        values: dict[str, Any] = {
+            "status": status,
+            "step": self.done,
+            "steps": self.steps,
+            "top1": evaluation and evaluation.top1,
+            "top5": evaluation and evaluation.top5,
+            "loss": evaluation and evaluation.loss,
+            "best_top1": self.best if self.best >= 0 else None,
+            "parameters": sum(p.numel() for p in self.learner.model.parameters()),
+            "train_images": len(self.data.train),
+            "held_out_images": len(self.data.held_out),
+            **{name: round(value, 2) for name, value in self.time_spent().items()},
+            "bad": [{"path": file.path, "reason": file.reason} for file in bad],
+            "evaluation": evaluation and evaluation.to_json(),
+        }
+        self.run.write_summary(values)
+
+    def bundle(self, evaluation: Evaluation) -> Bundle:
+        """Give the weights so far as a bundle."""
+        return Bundle(
+            model=self.learner.answering,
+            preprocess=self.preprocess,
+            labels=self.data.train.classes,
+            origin={"run": str(self.run.path), "data": self.recipe.data.source, "step": self.done},
+            metrics={"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss},
+        )
+
+    def time_spent(self) -> dict[str, float]:
+        """Wall and processor seconds of all sessions of this run."""
+        return {
+            "seconds": self.spent["seconds"] + time.monotonic() - self.began,
+            "cpu_seconds": self.spent["cpu_seconds"] + time.process_time() - self.cpu_began,
+        }
+
+    def command(self) -> str:
+        """Give the command that goes on with this run."""
+        recipe = self.run.path / "recipe.toml"
+        return f"vitrail train {self.recipe.data.source} --recipe {recipe} --out {self.run.path}"
