@@ -66,7 +66,8 @@ class Eval:
         from vitrail.data.address import parse as parse_data
         from vitrail.weights.origin import parse as parse_origin
 
-        parse_origin(self.model), parse_data(self.data)
+        parse_origin(self.model)
+        parse_data(self.data)
         from vitrail.data.sources import open_data
         from vitrail.inference.evaluate import evaluate
         from vitrail.inference.formats import evaluation_text

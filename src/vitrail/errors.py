@@ -113,4 +113,4 @@ def _wanted(value: object, hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"{len(get_args(hint))} whole numbers, such as (224, 160)"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return "absent" if hint is NoneType else words.get(hint, str(hint))
+    return "absent" if hint is NoneType else words.get(hint, getattr(hint, "__name__", str(hint)))

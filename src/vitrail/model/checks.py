@@ -22,7 +22,7 @@ def check_image_size(size: tuple[int, int], patch: int) -> None:
 
 def check_sizes(config: "ViTConfig") -> None:
     """Raise `ConfigError` where a count or a size is out of range or does not divide."""
-    check_range(config, "patch_size channels width heads head_width mlp_width", 1)
+    check_range(config, "patch_size channels head_width mlp_width", 1)
     check_range(config, "classes depth registers prefix_positions", 0)
     check_range(config, "norm_eps rope_base layer_scale", 0, open_low=True)
     check_image_size(config.image_size, config.patch_size)
@@ -30,7 +30,7 @@ def check_sizes(config: "ViTConfig") -> None:
 
 def check_heads(width: int, heads: int) -> None:
     """Raise `ConfigError` with the nearest widths where `heads` does not divide `width`."""
-    if heads > 0 and width % heads:
+    if width % heads:
         low = width - width % heads
         near = f"{low} and {low + heads}" if low else f"{heads}"
         raise ConfigError(
@@ -61,8 +61,8 @@ def check_tokens(config: "ViTConfig") -> None:
         )
     if config.positions == "learned" and config.prefix_positions > config.prefix:
         raise ConfigError(
-            f"prefix_positions is {config.prefix_positions}, but {config.prefix} tokens stand "
-            f"before the patches; set prefix_positions to {config.prefix} or less"
+            f"prefix_positions is {config.prefix_positions}, and the model has {config.prefix} "
+            f"tokens before the patches; set prefix_positions to {config.prefix}"
         )
     if config.pooling == "map":  # splits the width itself, whatever head_width is
         check_heads(config.width, config.heads)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from typing import Any, Literal
 
-from vitrail.errors import ConfigError, check_names, check_types
+from vitrail.errors import ConfigError, check_names, check_range, check_types
 from vitrail.model.checks import check_gate, check_heads, check_sizes, check_tokens
 
 MLP = Literal["plain", "swiglu"]
@@ -78,6 +78,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_range(self, "width heads", 1)
         if self.head_width == 0:
             check_heads(self.width, self.heads)
         for name, value in _followers(self).items():
@@ -94,6 +95,8 @@ class ViTConfig:
         for name, value in _followers(self).items():
             if getattr(self, name) == value:
                 changes.setdefault(name, 0)
+        if self.mlp == "swiglu" and changes.get("mlp") == "plain":
+            changes.setdefault("activation", "gelu")
         return dataclass_replace(self, **_read(changes))
 
     @property
@@ -142,7 +145,7 @@ class DropRates:
 
 def _followers(config: ViTConfig) -> dict[str, int]:
     """Give the values of the fields that follow from others unless they are given."""
-    return {"head_width": config.width // max(config.heads, 1), "mlp_width": 4 * config.width}
+    return {"head_width": config.width // config.heads, "mlp_width": 4 * config.width}
 
 
 def _read(values: Mapping[str, Any]) -> dict[str, Any]:

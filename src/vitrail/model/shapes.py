@@ -101,7 +101,7 @@ def summary(
 def presets_page(table: Mapping[str, ViTConfig]) -> str:
     """List configs by name with their sizes and parameters."""
     columns = "preset image patch width depth heads mlp classes parameters"
-    rows = [tuple(columns.split())]
+    rows: list[tuple[str, ...]] = [tuple(columns.split())]
     for name, config in table.items():
         with torch.device("meta"):
             parameters = sum(p.numel() for p in ViT(config).parameters())

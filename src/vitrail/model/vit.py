@@ -22,10 +22,16 @@ from vitrail.model.initialization import initialize
 from vitrail.model.kernels import attend
 from vitrail.model.presets import preset
 
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Give x sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's CLIP
+    "quick_gelu": quick_gelu,
     "silu": F.silu,
 }
 
