@@ -7,9 +7,9 @@ mistake in a flag, a recipe or a path, imports torch: the answer comes at once.
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -273,8 +273,31 @@ def parse_train(words: list[str]) -> Train:
 
 
 def _parse(command: Any, verb: str, words: list[str], default: Any = None) -> Any:
+    _check_flags(command, verb, words)
     more = {} if default is None else {"default": default}
     return tyro.cli(command, prog=f"vitrail {verb}", args=words, **more)
+
+
+def _check_flags(command: type, verb: str, words: list[str]) -> None:
+    """Raise `ConfigError` with the nearest flag for one that there is not: sooner than tyro can."""
+    known = {"--help", *_flags(command, "--")} | (set(SHORT) if verb == "train" else set())
+    for word in words[: words.index("--") if "--" in words else None]:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            raise ConfigError(
+                f'`vitrail {verb}` has no flag "{flag}".{nearest(flag, known)} '
+                f"`vitrail {verb} --help` lists them all"
+            )
+
+
+def _flags(section: Any, before: str) -> Iterator[str]:
+    """Give every flag of a dataclass and of those inside it: `--train.epochs`."""
+    for f in fields(section):
+        name = f.name.replace("_", "-")
+        if is_dataclass(kind := get_type_hints(section)[f.name]):
+            yield from _flags(kind, before if f.name == "tree" else f"{before}{name}.")
+        else:
+            yield from (before + name, f"{before}no-{name}")
 
 
 def _long(word: str) -> str:
