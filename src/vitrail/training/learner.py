@@ -64,6 +64,8 @@ class Learner:
         if train.cpu_threads is not None:
             torch.set_num_threads(train.cpu_threads)
         self.model = seeded(recipe.model, seed=train.seed, drop=train.drop).to(device).train()
+        if self.model.pos_embed is not None:
+            self.model.pos_embed.data *= train.position_scale
         self.forward: nn.Module = self.model
         if train.compile:
             self.forward = torch.compile(self.model)  # type: ignore[assignment]

@@ -58,8 +58,9 @@ def train(
         session.finish()
     except BaseException as error:
         if not isinstance(error, OutputError):  # a full disk takes no summary either
-            run.log(f"{_status(error)} at step {session.done}: {error or type(error).__name__}")
-            session.write_summary(_status(error))
+            reason = str(error) or type(error).__name__
+            run.log(f"{_status(error)} at step {session.done}: {reason}")
+            session.write_summary(_status(error), error=reason)
         raise
     return Run(run.path, run.summary())
 

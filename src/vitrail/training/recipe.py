@@ -87,6 +87,7 @@ class Train:
     log_every: int = 20  # steps
     evaluate_every: int = 5  # epochs
     save_every: int = 10  # epochs
+    position_scale: float = 1.0  # times the initial learned positions; digits: 8, so N(0, 1)
     drop: DropRates = DropRates()
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from vitrail.data.sources import Source, Splits
 from vitrail.errors import DataError, NonFiniteError
 from vitrail.inference.evaluate import Evaluation, evaluate_loader
 from vitrail.inference.runner import pick_device
+from vitrail.reporting.page import write_run_page
 from vitrail.training import checkpoint
 from vitrail.training.learner import Learner
 from vitrail.training.recipe import Recipe
@@ -118,12 +119,13 @@ class Session:
         self.run.log(f"saved {path.name}")
 
     def finish(self) -> None:
-        """Leave the last weights, a few images to try, and the summary."""
+        """Leave the last weights, a few images to try, the summary and the page."""
         # A run that was stopped right here has its rows; it is measured again, not written twice.
         evaluation = self.measure() if self.last is None else self.last
         save(self.bundle(evaluation), self.run.path / "last")
         self.write_examples()
         self.write_summary("finished", evaluation)
+        write_run_page(self.run.path)
         self.run.log(f"finished at step {self.done}")
 
     def check_finite(self) -> None:
@@ -174,10 +176,13 @@ class Session:
             name = source.name(place).replace("/", "-")
             write_bytes(self.run.path / "examples" / name, source.read(place))
 
-    def write_summary(self, status: str, evaluation: Evaluation | None = None) -> None:
+    def write_summary(
+        self, status: str, evaluation: Evaluation | None = None, error: str | None = None
+    ) -> None:
         bad = [*self.loader.bad.values(), *self.held_out.bad.values()]
         values: dict[str, Any] = {
             "status": status,
+            "error": error,
             "step": self.done,
             "steps": self.steps,
             "top1": evaluation and evaluation.top1,

@@ -1,0 +1,153 @@
+"""What happened in a run, in words and figures that need no training to understand."""
+
+import shlex
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitrail.reporting.run_files import RunFiles
+
+
+class Figure(NamedTuple):
+    """One number of the headline, and what stands under it."""
+
+    name: str
+    value: str
+    note: str
+
+
+class Command(NamedTuple):
+    """A command to go on with, and what it does."""
+
+    does: str
+    line: str
+
+
+def step_of(run: RunFiles) -> int:
+    """Give the last step that the files know of; a running run's summary is that of its start."""
+    rows = [row["step"] for row in (*run.train[-1:], *run.val[-1:])]
+    return max([run.summary.get("step", 0), *rows])
+
+
+def figures(run: RunFiles) -> Iterator[Figure]:
+    """Give the headline: accuracy, errors, parameters, time; only what is known."""
+    summary, found = run.summary, run.summary.get("evaluation")
+    if found:
+        low, high = found["top1_interval"]
+        yield Figure("Accuracy", f"{found['top1']:.2%}", f"95 % interval {low:.1%} to {high:.1%}")
+        yield Figure("Errors", f"{wrong(found):,}", f"of {found['images']:,} held-out images")
+    elif run.val:
+        row = run.val[-1]
+        yield Figure("Accuracy so far", f"{row['top1']:.2%}", f"at step {row['step']:,}")
+    if "parameters" in summary:
+        yield Figure("Parameters", f"{summary['parameters']:,}", "numbers that were learned")
+    seconds = max([summary.get("seconds", 0.0), *(r["seconds"] for r in run.train[-1:])])
+    cpu = summary.get("cpu_seconds", 0.0)
+    if seconds:
+        # While a run goes on, its summary holds the processor time of its start.
+        over = summary.get("status") != "running"
+        note = f"{cpu:,.1f} CPU-seconds" if over else f"to step {step_of(run):,}"
+        yield Figure("Time", duration(seconds), note)
+
+
+def sentence(run: RunFiles) -> str:
+    """Say in one sentence what happened."""
+    summary, found = run.summary, run.summary.get("evaluation")
+    status, step = summary.get("status"), step_of(run)
+    rows = [*run.train[-1:], *run.val[-1:]]
+    # The last row may be some steps behind.
+    epochs = f" ({plural(step * rows[0]['epoch'] / rows[0]['step'], 'epoch')})" if rows else ""
+    of = f"{step:,} of {summary['steps']:,} steps" if "steps" in summary else plural(step, "step")
+    if found:
+        right = found["images"] - wrong(found)
+        return (
+            f"After {plural(step, 'step')}{epochs} on "
+            f"{plural(summary['train_images'], 'labelled image')}, this Vision Transformer named "
+            f"{right:,} of {plural(found['images'], 'image')} right that were kept out of training."
+        )
+    if status == "interrupted":
+        return f"This run was stopped after {of}{epochs}; it can go on from where it was saved."
+    if status == "nonfinite":
+        return (
+            f"Training blew up after {of}{epochs}: the loss, a gradient or a weight was no finite "
+            "number; a lower learning rate or a longer warm-up is the usual cure."
+        )
+    if status == "failed":
+        return f"This run failed after {of}{epochs}; the last line of log.txt says why."
+    return f"This run was still training when this page was written: {of} were taken{epochs}."
+
+
+def baseline(run: RunFiles) -> str:
+    """Say what answering without looking would reach, and what the best on the way did."""
+    summary, found = run.summary, run.summary.get("evaluation")
+    if not found:
+        return ""
+    most = max(c["count"] for c in found["per_class"]) / found["images"]
+    text = f"Always answering the most frequent class would be right for {most:.1%} of them."
+    best = summary.get("best_top1")
+    if best and best > found["top1"] + 1e-9:
+        text += (
+            f" The weights reported here are the last. On the way {best:.2%} was reached, by the "
+            "weights kept in best/; chosen by these same images, that figure flatters a little."
+        )
+    return text
+
+
+def commands(run: RunFiles) -> list[Command]:
+    """Give the commands that repeat, continue, use and measure this run."""
+    folder, data = shlex.quote(str(run.folder)), shlex.quote(_data(run.recipe))
+    again = f"vitrail train {data} --recipe {shlex.quote(str(run.folder / 'recipe.toml'))}"
+    found = [Command("Train the same again, into a new folder", again)]
+    if run.summary.get("status") != "finished":
+        found.append(Command("Go on with this run", f"{again} --out {folder}"))
+    if (run.folder / "last").is_dir() or (run.folder / "best").is_dir():
+        images = f"{folder}/examples/*" if run.examples else "IMAGE..."
+        found.append(Command("Ask it about images", f"vitrail predict {folder} {images}"))
+        found.append(Command("Measure it on labelled images", f"vitrail eval {folder} {data}"))
+    return found
+
+
+def surroundings(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give what is known of the machine and the versions, as names and texts."""
+    for name, value in environment.items():
+        if name == "command":
+            value = shlex.join([Path(value[0]).name, *value[1:]]) if value else "none"
+        elif name == "classes":
+            value = f"{len(value):,}"
+        elif value is None:
+            value = "none"
+        yield name.replace("_", " "), str(value)
+
+
+def wrong(evaluation: Mapping[str, Any]) -> int:
+    """Give the number of images that were named wrong."""
+    return sum(
+        count
+        for true, row in enumerate(evaluation["confusion"])
+        for answer, count in enumerate(row)
+        if true != answer
+    )
+
+
+def duration(seconds: float) -> str:
+    """Give a time as people say it: 6.7 s, 12 min 5 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:,.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def plural(count: float, noun: str) -> str:
+    """Give `1 step`, `1,437 steps`, `5.5 epochs`."""
+    count = round(count, 1)
+    return f"{count:,.10g} {noun}{'' if count == 1 else 's'}"
+
+
+def _data(recipe: str) -> str:
+    """Give the DATA that a recipe names."""
+    try:
+        return str(tomllib.loads(recipe)["data"]["source"])
+    except (tomllib.TOMLDecodeError, KeyError, TypeError):
+        return "DATA"  # an edited recipe is shown as it is
