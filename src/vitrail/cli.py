@@ -80,6 +80,8 @@ class Eval:
             device=self.device,
             dtype=self.dtype,
         )
+        for file in found.bad:
+            print(f"not read: {file.path}: {file.reason}", file=sys.stderr)
         print(_json(found.to_json()) if self.json else evaluation_text(found))
         return 2 if found.failed else 0
 

@@ -9,7 +9,7 @@ from vitrail.errors import DataError, nearest
 
 # Read from an allow-list: the year's holes sit in rare formats.
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-TRAIN, HELD_OUT = ("train",), ("val", "validation", "test")
+HELD_OUT = ("val", "validation", "test")
 _IGNORED = (".ipynb_checkpoints", "__MACOSX")
 
 
@@ -26,10 +26,14 @@ def parse(data: str) -> Address:
 
     Raises `DataError` where there is nothing, or nothing that is an image, at that address.
     """
-    path = Path(data).expanduser()
+    try:
+        path = Path(data).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has
+        raise DataError(f'there is no data at "{data}": {error}') from error
     if data == "digits" and not path.is_dir():
         return Address("digits", "digits", path)
-    if not path.exists():
+    if not there:
         raise DataError(
             f'there is no data at "{data}": it is neither `digits` nor a folder that exists.'
             f"{nearest(path.name, _beside(path))}"
@@ -38,7 +42,9 @@ def parse(data: str) -> Address:
         raise DataError(f'"{data}" is a file; a folder of class folders is wanted, or `digits`')
     name = re.sub(r"[^\w.-]+", "-", path.resolve().name).strip("-") or "data"
     folders = [entry.name for entry in class_folders(path)]
-    if any(split in folders for split in TRAIN):
+    # A class may be called train: vehicles have one.
+    split = any(name in folders for name in HELD_OUT)
+    if "train" in folders and (split or class_folders(path / "train")):
         return Address("splits", name, path)
     if any(has_images(path / folder) for folder in folders):
         return Address("classes", name, path)
@@ -50,8 +56,7 @@ def parse(data: str) -> Address:
 
 def class_folders(path: Path) -> list[Path]:
     """Give the folders in `path` by name, without hidden ones and those of other programs."""
-    folders = [f for f in path.iterdir() if not f.name.startswith(".") and f.name not in _IGNORED]
-    return sorted(f for f in folders if f.is_dir())
+    return sorted(f for f in path.iterdir() if not _is_ignored(Path(f.name, "")) and f.is_dir())
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -66,10 +71,11 @@ def expand(paths: Iterable[str]) -> list[str]:
     """
     found = []
     for path in paths:
-        if not Path(path).is_dir():
+        if not _is_folder(path):
             found.append(path)
             continue
-        inside = sorted(str(file) for file in Path(path).rglob("*") if _is_image(file))
+        files = (file for file in Path(path).rglob("*") if _is_image(file))
+        inside = sorted(str(file) for file in files if not _is_ignored(file.relative_to(path)))
         if not inside:
             raise DataError(f'folder "{path}" holds no image ({" ".join(SUFFIXES)})')
         found += inside
@@ -78,15 +84,14 @@ def expand(paths: Iterable[str]) -> list[str]:
 
 def largest_side(address: Address) -> int:
     """Give the longer side, in pixels, of the first image that can be opened; 0 where none can."""
-    from PIL import Image
+    from vitrail.data.decode import size_of
 
     root = address.path / "train" if address.kind == "splits" else address.path
     for folder in class_folders(root):
         for file in images_in(folder)[:5]:
             try:
-                with Image.open(file) as image:
-                    return max(image.size)
-            except OSError:
+                return max(size_of(file.read_bytes()))
+            except (DataError, OSError):
                 continue  # it is counted when it is read
     return 0
 
@@ -98,6 +103,17 @@ def has_images(folder: Path) -> bool:
 
 def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and not file.is_dir()
+
+
+def _is_ignored(file: Path) -> bool:
+    return any(part.startswith(".") or part in _IGNORED for part in file.parts)
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # a name too long: who reads it says so
+        return False
 
 
 def _beside(path: Path) -> list[str]:

@@ -26,8 +26,11 @@ def augment(images: Tensor, draws: Tensor, how: Augment) -> Tensor:
         # Where each pixel of the result is read, in coordinates from -1 to 1: mirrored, slanted,
         # turned, scaled, moved. A shift of one side is a shift of 2.
         cos, sin = angle.cos() * zoom, angle.sin() * zoom
-        row_x = torch.stack([cos * mirror, cos * shear - sin, 2 * how.shift * right], dim=1)
-        row_y = torch.stack([sin * mirror, sin * shear + cos, 2 * how.shift * down], dim=1)
+        aspect = images.shape[2] / images.shape[3]  # or an oblong image would be bent
+        row_x = torch.stack(
+            [cos * mirror, (cos * shear - sin) * aspect, 2 * how.shift * right], dim=1
+        )
+        row_y = torch.stack([sin * mirror / aspect, sin * shear + cos, 2 * how.shift * down], dim=1)
         grid = F.affine_grid(
             torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False
         )

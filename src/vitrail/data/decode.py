@@ -11,6 +11,10 @@ from vitrail.errors import DataError
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 100_000_000  # a photo of 12,000 x 8,000; a bomb has billions
 
+# Of odd metadata; errors still come. Once for all: `catch_warnings` is not for threads, which
+# would leave each other's filters behind.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 def decode(data: bytes) -> Image.Image:
     """Give the upright image as mode L or RGB: transparency over white, 16 bits scaled to 8.
@@ -18,19 +22,30 @@ def decode(data: bytes) -> Image.Image:
     Raises `DataError` for bytes that are no image of `FORMATS`, are cut short, or have more than
     `MOST_PIXELS`.
     """
+    image = _open(data)
+    try:
+        return upright(image)
+    except Exception as error:  # Pillow raises whatever a damaged file leads it to
+        raise DataError(_reason(data, error)) from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Give the width and height that the header says; raises `DataError` as `decode` does."""
+    return _open(data).size
+
+
+def _open(data: bytes) -> Image.Image:
     if not data:
         raise DataError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; errors still come
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MOST_PIXELS:
-                raise DataError(
-                    f"{image.width} x {image.height} pixels; the limit is {MOST_PIXELS:,}"
-                )
-            return upright(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"it has more than {MOST_PIXELS:,} pixels, which is the limit") from error
+    except Exception as error:
         raise DataError(_reason(data, error)) from error
+    if image.width * image.height > MOST_PIXELS:
+        raise DataError(f"{image.width} x {image.height} pixels; the limit is {MOST_PIXELS:,}")
+    return image
 
 
 def to_array(image: Image.Image, channels: int) -> np.ndarray:
@@ -45,8 +60,8 @@ def upright(image: Image.Image) -> Image.Image:
     """Give an open image as `decode` does: turned as its EXIF says, as mode L or RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        deep = np.asarray(image).astype(np.float64)
-        top = 65535.0 if deep.max(initial=0) > 255 else 255.0
+        deep = np.nan_to_num(np.asarray(image).astype(np.float64))
+        top = 65535.0 if image.mode.startswith("I;16") or deep.max(initial=0) > 255 else 255.0
         return Image.fromarray(np.rint(deep.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")

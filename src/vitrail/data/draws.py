@@ -24,12 +24,14 @@ def order(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 def _bits(seed: int, epoch: int, index: np.ndarray, count: int) -> np.ndarray:
-    key = _scramble(
-        _scramble(np.array([seed]).astype(np.uint64)) ^ np.array([epoch]).astype(np.uint64)
-    )
+    key = _scramble(_scramble(_word(seed)) ^ _word(epoch))
     sample = _scramble(key ^ _scramble(index.astype(np.uint64)))
     step = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(_GOLDEN)
     return _scramble(sample[:, None] + step)
+
+
+def _word(number: int) -> np.ndarray:
+    return np.array([number % 2**64], np.uint64)
 
 
 def _scramble(x: np.ndarray) -> np.ndarray:

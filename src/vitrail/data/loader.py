@@ -13,7 +13,7 @@ from vitrail.data.decode import decode
 from vitrail.data.draws import order
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import Source
-from vitrail.errors import DataError
+from vitrail.errors import ConfigError, DataError
 
 KEPT_BYTES = 512 * 2**20  # decoded images up to this size stay in memory: MNIST and CIFAR do
 
@@ -45,6 +45,8 @@ class Loader:
         threads: int = 2,
         max_bad_share: float = 0.01,
     ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it should be 1 or more")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.threads, self.max_bad_share = threads, max_bad_share
         self.bad: dict[int, BadFile] = {}

@@ -1,5 +1,6 @@
 """`Preprocess`: what is done to an image before the model sees it; it travels with the weights."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.decode import to_array
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, DataError
 
+MOST_ASPECT = 100  # a strip of 3 x 9,000 brought to 224 pixels would take gigabytes
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -32,12 +34,24 @@ class Preprocess:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+        if not (
+            isinstance(self.size, tuple)
+            and len(self.size) == 2
+            and all(type(side) is int and side > 0 for side in self.size)
+        ):
+            raise ConfigError(f"size is {self.size!r}; it should be H and W, whole and above 0")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(map(_is_number, values)):
+                raise ConfigError(f"{name} is {values!r}; it should be a number for each channel")
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ConfigError(
                 f"mean {self.mean} and std {self.std} need as many numbers, std above 0"
             )
-        if not 0 < self.crop <= 1:
-            raise ConfigError(f"crop is {self.crop}; it should be above 0, at most 1")
+        if not _is_number(self.crop) or not 0 < self.crop <= 1:
+            raise ConfigError(f"crop is {self.crop!r}; it should be above 0, at most 1")
+        if type(self.antialias) is not bool:
+            raise ConfigError(f"antialias is {self.antialias!r}; it should be true or false")
         for name, choices in (
             ("resize", ("shortest", "square", "pad")),
             ("interpolation", _FILTERS),
@@ -54,6 +68,12 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """Give the image as the model's uint8 input, C H W."""
+        short, long = sorted(image.size)
+        if not short or long > MOST_ASPECT * short:
+            raise DataError(
+                f"{image.width} x {image.height} pixels; one side may be up to {MOST_ASPECT} times "
+                "the other"
+            )
         height, width = self.size
         if self.resize == "pad":
             return self._padded(image)
@@ -79,6 +99,8 @@ class Preprocess:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocess":
         """Read what `to_json` gave; anything else is a `ConfigError`."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"this is no preprocessing: {values!r}")
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
@@ -111,3 +133,7 @@ class Preprocess:
             (across, 0, 0, 0, down, 0),
             _FILTERS[self.interpolation],
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -104,15 +105,19 @@ def split(
     """Split indices by class, fixed by the seed: scikit-learn's own stratified split."""
     from sklearn.model_selection import train_test_split
 
-    smallest = int(np.bincount(np.asarray(labels)).min())
-    if smallest < 2:
+    if not 0 < share < 1:
+        raise DataError(f"the held-out share is {share}; it should be above 0 and below 1")
+    counts = np.bincount(np.asarray(labels))
+    if counts.min() < 2:
         raise DataError(
             "a class with one image cannot be split into training and held-out images; "
             "give each class two images or more, or folders train/ and val/"
         )
     everything = np.arange(len(labels))
+    # Each class has an image in both, however few there are.
+    held = min(max(math.ceil(share * len(labels)), len(counts)), len(labels) - len(counts))
     train, held_out = train_test_split(
-        everything, test_size=share, stratify=labels, random_state=seed
+        everything, test_size=held, stratify=labels, random_state=seed
     )
     return list(map(int, train)), list(map(int, held_out))
 
@@ -157,16 +162,17 @@ def _split_folders(address: Address) -> tuple[Source, Source]:
             f"add one of {', '.join(HELD_OUT)}, or put the class folders side by side"
         )
     files, classes = _listing(train_root)
-    return (
-        ClassFolders(train_root, files, classes),
-        ClassFolders(roots[0], _listing(roots[0], classes)[0], classes),
-    )
+    held_out = _listing(roots[0], classes)[0]
+    if not held_out:
+        raise DataError(f'"{roots[0]}" holds no images in class folders; fill it or remove it')
+    return ClassFolders(train_root, files, classes), ClassFolders(roots[0], held_out, classes)
 
 
 def _with_digest(train: Source, held_out: Source) -> Splits:
     digest = hashlib.sha256()
     for source in (train, held_out):
         for i in range(len(source)):
-            digest.update(f"{source.name(i)}\0{source.label(i)}\0".encode())
+            row = f"{source.name(i)}\0{source.label(i)}\0"
+            digest.update(row.encode("utf-8", "surrogateescape"))  # names are bytes on Linux
         digest.update(b"\0\0")
     return Splits(train, held_out, digest.hexdigest())

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.data.loader import Loader
+from vitrail.data.loader import BadFile, Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import Source
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, NonFiniteError
 from vitrail.inference.runner import logits, pick_device
 from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
@@ -44,10 +44,11 @@ class Evaluation:
     temperature: float  # that the logits should be divided by
     per_class: tuple[ClassResult, ...]
     confusion: tuple[tuple[int, ...], ...]  # rows true, columns answered
+    bad: tuple[BadFile, ...] = ()  # the failed ones
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values, in the form of `vitrail eval --json`."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "bad"}
 
 
 def evaluate(
@@ -87,14 +88,16 @@ def evaluate_loader(
     place = torch.tensor([names.index(name) for name in loader.source.classes])
     scores = torch.cat([scores for scores, _ in batches])
     labels = place[torch.cat([labels for _, labels in batches])]
-    return measure(scores.numpy(), labels.numpy(), names, failed=len(loader.bad))
+    return measure(scores.numpy(), labels.numpy(), names, bad=tuple(loader.bad.values()))
 
 
 def measure(
-    scores: np.ndarray, labels: np.ndarray, names: tuple[str, ...], failed: int = 0
+    scores: np.ndarray, labels: np.ndarray, names: tuple[str, ...], bad: tuple[BadFile, ...] = ()
 ) -> Evaluation:
     """Measure logits, N classes, against labels, N, of the classes `names`."""
     scores = scores.astype(np.float64)
+    if not np.isfinite(scores).all():
+        raise NonFiniteError("the model's answers are not finite numbers: its weights are broken")
     probabilities = softmax(scores)
     answers = scores.argmax(axis=1)
     right = answers == labels
@@ -105,7 +108,8 @@ def measure(
     nll = negative_log_likelihood(scores, labels)
     return Evaluation(
         images=len(labels),
-        failed=failed,
+        failed=len(bad),
+        bad=bad,
         loss=nll,
         top1=float(right.mean()),
         top1_interval=wilson(int(right.sum()), len(right)),

@@ -27,6 +27,8 @@ def write_predictions(answers: Iterable[Prediction], how: str, output: str | Non
             yield answer
 
     lines = {"table": _table, "csv": _csv, "jsonl": _jsonl, "json": _one_json}[how](counted())
+    # A name that is not UTF-8 is shown by its escapes, which in JSON read back as the same name.
+    lines = (line.encode("utf-8", "backslashreplace").decode() for line in lines)
     if output is None:
         for line in lines:
             print(line, flush=True)
@@ -48,8 +50,9 @@ def evaluation_text(found: Evaluation) -> str:
         "",
         *_class_lines(found),
     ]
-    pairs = _confused(found)
-    return "\n".join([*lines, *(["", "taken for another:", *pairs] if pairs else [])])
+    if pairs := _confused(found):
+        lines += ["", "taken for another:", *pairs]
+    return "\n".join(lines)
 
 
 def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
@@ -70,13 +73,15 @@ def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
 
 def _table(answers: Iterable[Prediction]) -> Iterator[str]:
     rows = list(answers)
-    width = max(len(row.path) for row in rows) if rows else 0
+    width = max((len(_one_line(row.path)) for row in rows), default=0)
     for row in rows:
-        if row.error is not None:
-            yield f"{row.path:<{width}}  error: {row.error}"
-        else:
-            best = "  ".join(f"{a.label} {a.probability:.1%}" for a in row.top)
-            yield f"{row.path:<{width}}  {best}"
+        best = "  ".join(f"{a.label} {a.probability:.1%}" for a in row.top)
+        found = best if row.error is None else f"error: {row.error}"
+        yield f"{_one_line(row.path):<{width}}  {_one_line(found)}"
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _csv(answers: Iterable[Prediction]) -> Iterator[str]:
@@ -84,7 +89,7 @@ def _csv(answers: Iterable[Prediction]) -> Iterator[str]:
     for row in answers:
         line = io.StringIO()
         first = row.top[0] if row.top else None
-        csv.writer(line, lineterminator="").writerow(
+        csv.writer(line, lineterminator="\r\n").writerow(  # fields with either are quoted
             [
                 row.path,
                 first.label if first else "",
@@ -94,7 +99,7 @@ def _csv(answers: Iterable[Prediction]) -> Iterator[str]:
                 row.error or "",
             ]
         )
-        yield line.getvalue()
+        yield line.getvalue().removesuffix("\r\n")
 
 
 def _jsonl(answers: Iterable[Prediction]) -> Iterator[str]:

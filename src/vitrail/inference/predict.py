@@ -72,6 +72,9 @@ def stream(
     """Answer batch by batch, as `predict`: the list of images may be longer than memory."""
     if not bundle.labels:
         raise ConfigError("this model has no classes to answer with: it gives features (classes 0)")
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it should be 1 or more")
     where = pick_device(device)
     model = bundle.model.to(where).eval()
     waiting = iter(enumerate(images))
@@ -100,6 +103,8 @@ def _pixels(bundle: Bundle, image: ImageLike) -> np.ndarray | str:
         return str(error)
     except OSError as error:
         return f"the file cannot be read: {error.strerror or error}"
+    except ValueError as error:  # a name with a zero byte
+        return f"the file cannot be read: {error}"
 
 
 def _open(image: ImageLike) -> Image.Image:
@@ -109,16 +114,17 @@ def _open(image: ImageLike) -> Image.Image:
         return decode(image)
     if isinstance(image, Image.Image):
         return upright(image)
-    array = np.moveaxis(image.cpu().numpy(), 0, -1) if isinstance(image, Tensor) else image
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or array.shape[2:] not in ((), (1,), (3,))
-    ):
+    if not isinstance(image, np.ndarray | Tensor):
+        raise DataError(f"{type(image).__name__} is no image")
+    channels = {2: 1, 3: image.shape[0 if isinstance(image, Tensor) else -1]}.get(image.ndim)
+    if image.dtype not in (np.uint8, torch.uint8) or channels not in (1, 3) or 0 in image.shape:
         raise DataError(
-            f"an array of {array.dtype} and shape {array.shape} is no image: uint8 and H W C is "
-            "wanted (a tensor: C H W), with 1 or 3 channels"
+            f"an array of {image.dtype} and shape {tuple(image.shape)} is no image: uint8 and "
+            "H W C is wanted (a tensor: C H W), with 1 or 3 channels"
         )
+    array = image.cpu().numpy() if isinstance(image, Tensor) else image
+    if isinstance(image, Tensor) and image.ndim == 3:
+        array = np.moveaxis(array, 0, -1)
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 

@@ -34,6 +34,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
     """Give the context in which the arithmetic runs in `dtype`, float32 or bfloat16."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f'dtype is "{dtype}"; it should be float32 or bfloat16')
     if dtype == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

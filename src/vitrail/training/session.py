@@ -170,10 +170,15 @@ class Session:
     def write_examples(self) -> None:
         """Copy a few held-out images, as far apart in the listing as can be."""
         source = self.data.held_out
-        count = min(EXAMPLES, len(source))
+        readable = [i for i in range(len(source)) if i not in self.held_out.bad]
+        count = min(EXAMPLES, len(readable))
+        taken: set[str] = set()
         for i in range(count):
-            place = i * len(source) // count
-            name = source.name(place).replace("/", "-")
+            place = readable[i * len(readable) // count]
+            name = source.name(place).replace("/", "-")[-200:]
+            if name in taken:  # two classes may share names once the slash is gone
+                name = f"{place}-{name}"
+            taken.add(name)
             write_bytes(self.run.path / "examples" / name, source.read(place))
 
     def write_summary(

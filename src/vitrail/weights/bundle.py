@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail import __version__
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import ConfigError, WeightsError
+from vitrail.errors import ConfigError, OutputError, WeightsError
 from vitrail.model.config import ViTConfig
 from vitrail.model.presets import preset
 from vitrail.model.vit import ViT, seeded
@@ -44,7 +44,8 @@ def save(bundle: Bundle, folder: str | Path) -> Path:
 
     Raises `OutputError` where that cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    _check_place(folder)
     config = {
         "format": "vitrail",
         "version": __version__,
@@ -95,6 +96,17 @@ def read_config(folder: Path) -> tuple[ViTConfig, dict[str, Any]]:
     stored = files.read_json(path)
     if stored.get("format") != "vitrail":
         raise WeightsError(f'{path} does not say "format": "vitrail"; this is another tool\'s file')
+    wrong = [
+        f"{key} is no {word}"
+        for key, kind, word in (
+            ("architecture", dict, "table"),
+            ("preprocess", dict, "table"),
+            ("labels", list, "list of texts"),
+        )
+        if not isinstance(stored.get(key, kind()), kind)
+    ]
+    if wrong or not all(isinstance(label, str) for label in stored.get("labels", [])):
+        raise WeightsError(f"{path}: {'; '.join(wrong) or 'labels is no list of texts'}")
     missing = [key for key in ("architecture", "preprocess", "labels") if key not in stored]
     if missing:
         raise WeightsError(f"{path} lacks {', '.join(missing)}")
@@ -111,7 +123,9 @@ def _load_folder(found: Origin, changes: dict[str, Any]) -> Bundle:
     with torch.device("meta"):
         model = ViT(config)
     check_fit(model, tensors, found.path)
-    model.load_state_dict(tensors, assign=True)
+    half = (torch.float16, torch.bfloat16)  # on disk; the arithmetic is float32
+    whole = {name: t.float() if t.dtype in half else t for name, t in tensors.items()}
+    model.load_state_dict(whole, assign=True)
     try:
         return Bundle(
             model=model.eval(),
@@ -124,6 +138,20 @@ def _load_folder(found: Origin, changes: dict[str, Any]) -> Bundle:
         raise WeightsError(f"{found.path / 'config.json'}: {error}") from error
 
 
+def _check_place(folder: Path) -> None:
+    """Refuse to put a bundle in the place of anything but a bundle."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; a bundle needs a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        ours = files.read_json(folder / "config.json").get("format") == "vitrail"
+    except WeightsError:
+        ours = False
+    if not ours:
+        raise OutputError(f"{folder} holds other files and no bundle; give a new or empty folder")
+
+
 def check_fit(model: ViT, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Raise `WeightsError` that names what is missing, unexpected and misshapen."""
     wanted = model.state_dict()
@@ -134,6 +162,11 @@ def check_fit(model: ViT, tensors: Mapping[str, Tensor], where: Path) -> None:
             f"{name} {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
             for name in wanted
             if name in tensors and tensors[name].shape != wanted[name].shape
+        ],
+        "no numbers": [
+            f"{name} {tensor.dtype}"
+            for name, tensor in tensors.items()
+            if name in wanted and not tensor.is_floating_point()
         ],
     }
     if any(lists.values()):

@@ -21,7 +21,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"there is no weight file {path}")
     try:
-        return safetensors.torch.load_file(path)
+        # Copies: what `load_file` gives lies in the mapped file, at odd addresses, for which some
+        # kernels give other last bits, and changes or crashes when the file does.
+        return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size
         raise WeightsError(
@@ -33,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Give the object in a JSON file; a missing or broken one is a `WeightsError`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path} holds {type(values).__name__}, not an object")
@@ -49,18 +51,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    # A name that is not UTF-8 becomes JSON's own escape, which reads back as the same name.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: beside, down to the disk, then renamed."""
-    beside = path.with_name(f".{path.name}.part")
+    path = Path(os.path.realpath(path))  # a link stays one
     with written(path):
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        if path.exists() and not path.is_file():  # /dev/null, a pipe: renaming would replace it
+            path.write_bytes(data)
+            return
+        beside = _hidden(path, ".part")
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 def sha256(path: Path) -> str:
@@ -72,15 +84,25 @@ def sha256(path: Path) -> str:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder beside `path`, which takes its place when all is written, or never."""
-    beside, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    path = Path(os.path.realpath(path))
+    beside, old = _hidden(path, ".part"), _hidden(path, ".old")
     with written(path):
+        if old.exists() and not path.exists():  # killed between the two renames below
+            old.replace(path)
         for left in (beside, old):
             shutil.rmtree(left, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        if path.exists():
-            path.replace(old)
-        beside.replace(path)
+        try:
+            beside.mkdir(parents=True)
+            yield beside
+            _sync(beside)
+            if path.exists():
+                path.replace(old)
+            beside.replace(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.replace(path)
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
         shutil.rmtree(old, ignore_errors=True)
         _sync(path.parent)
 
@@ -97,6 +119,11 @@ def written(path: Path) -> Iterator[None]:
             f"{error.filename or path} cannot be written: {error.strerror or error} "
             f"({free:,} bytes are free there)"
         ) from error
+
+
+def _hidden(path: Path, ending: str) -> Path:
+    """Give a name beside `path`, cut so that a disk that takes the one takes the other."""
+    return path.with_name("." + os.fsdecode(os.fsencode(path.name)[:240]) + ending)
 
 
 def _sync(folder: Path) -> None:

@@ -21,7 +21,11 @@ def parse(origin: str) -> Origin:
 
     Raises `WeightsError` for anything else, with the nearest preset.
     """
-    path = Path(origin).expanduser()
+    try:
+        path = Path(origin).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has
+        raise WeightsError(f'there is no model "{origin}": {error}') from error
     if origin in presets() and not (path / "config.json").is_file():
         return Origin("preset", origin, path)
     if (path / "config.json").is_file():
@@ -44,5 +48,5 @@ def parse(origin: str) -> Origin:
 def _status(run: Path) -> str:
     try:
         return f"it is {json.loads((run / 'summary.json').read_text())['status']}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "it has not finished a step"

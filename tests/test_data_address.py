@@ -1,0 +1,140 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitrail.data.address import expand, largest_side, parse
+from vitrail.data.sources import open_data
+from vitrail.errors import DataError
+
+
+def fill(root: Path, *names: str) -> Path:
+    """Write a picture of 5 x 4 pixels at every name below `root`."""
+    file = io.BytesIO()
+    Image.new("L", (5, 4)).save(file, format="PNG")
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(file.getvalue())
+    return root
+
+
+def several(*classes: str, count: int = 5) -> list[str]:
+    return [f"{name}/{i}.png" for name in classes for i in range(count)]
+
+
+def found(root: Path) -> set[str]:
+    """Give the names of all files that both splits read."""
+    splits = open_data(str(root))
+    return {source.name(i) for source in splits[:2] for i in range(len(source))}
+
+
+def test_an_address_says_how_it_is_read_and_what_its_runs_are_called(tmp_path: Path) -> None:
+    fill(tmp_path / "my pets!", *several("cat", "dog"))
+    fill(tmp_path / "split", "train/cat/1.png", "val/cat/1.png")
+
+    assert parse("digits")[:2] == ("digits", "digits")
+    assert parse(str(tmp_path / "my pets!"))[:2] == ("classes", "my-pets")
+    assert parse(str(tmp_path / "split"))[:2] == ("splits", "split")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    fill(tmp_path, *several("bus", "car", "train"))
+
+    assert open_data(str(tmp_path)).train.classes == ("bus", "car", "train")
+
+
+def test_hidden_files_and_what_is_no_image_are_passed_over(tmp_path: Path) -> None:
+    fill(tmp_path, *several("cat", "dog"))
+    strange = [".hidden/a.png", ".ipynb_checkpoints/a.png", "__MACOSX/a.png"]
+    fill(tmp_path, *strange, "cat/.a.png", "cat/notes.txt", "dog/folder.png/a.png", "loose.png")
+
+    assert found(tmp_path) == set(several("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("names", "empty", "telling"),
+    [
+        (several("cat", "dog"), "emu", "emu"),
+        (several("cat"), None, "1 class"),
+        ([*several("cat"), "dog/1.png"], None, "one image"),
+        (["cat/1.txt", "dog/notes.md"], None, "no images.*cat, dog"),
+        (["1.png", "2.png"], None, "no folders"),
+        (several("train/cat", "train/dog"), None, "val, validation, test"),
+        (["train/cat/1.png", "val/cat/2.png"], None, "1 class"),
+        (several("train/cat", "train/dog", "val/cat"), "val/dog", "dog"),
+    ],
+)
+def test_folders_that_no_run_can_use_are_refused(
+    tmp_path: Path, names: list[str], empty: str | None, telling: str
+) -> None:
+    fill(tmp_path, *names)
+    if empty is not None:
+        (tmp_path / empty).mkdir(parents=True)
+
+    with pytest.raises(DataError, match=telling):
+        open_data(str(tmp_path))
+
+
+def test_a_missing_folder_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    fill(tmp_path, *several("flowers/rose", "flowers/tulip"))
+
+    with pytest.raises(DataError, match='Did you mean "flowers"'):
+        open_data(str(tmp_path / "flower"))
+    with pytest.raises(DataError, match='Did you mean "digits"'):
+        open_data("digit")
+
+
+@pytest.mark.parametrize("address", ["a" * 300, "~nobody-has-this-name/photos", "a\0b"])
+def test_an_address_that_no_file_system_takes_is_refused(address: str) -> None:
+    with pytest.raises(DataError):
+        open_data(address)
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cats.tar.xz").write_bytes(b"")
+
+    with pytest.raises(DataError, match="is a file; a folder"):
+        open_data(str(tmp_path / "cats.tar.xz"))
+
+
+def test_a_folder_is_expanded_to_its_images_and_a_file_is_left_to_its_reader(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path / "in", "b.png", "a/c.JPG", ".cache/d.png", ".ipynb_checkpoints/e.png", ".f.png")
+    fill(tmp_path / "in", "__MACOSX/g.png", "notes.txt")
+    long = "x" * 300
+
+    paths = expand(["missing.png", str(tmp_path / "in"), long])
+
+    inside = [str(tmp_path / "in" / name) for name in ("a/c.JPG", "b.png")]
+    assert paths == ["missing.png", *inside, long]
+
+
+def test_a_folder_below_a_hidden_one_is_expanded_all_the_same(tmp_path: Path) -> None:
+    fill(tmp_path / ".cache" / "photos", "a.png")
+
+    assert expand([str(tmp_path / ".cache" / "photos")]) == [
+        str(tmp_path / ".cache" / "photos" / "a.png")
+    ]
+
+
+def test_a_folder_without_an_image_is_not_expanded(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+
+    with pytest.raises(DataError, match="holds no image"):
+        expand([str(tmp_path)])
+
+
+def test_the_largest_side_is_the_first_image_s_that_can_be_opened(tmp_path: Path) -> None:
+    root = fill(tmp_path, "cat/3.png", "dog/1.png")
+    (root / "cat" / "0.png").write_bytes(b"")
+    (root / "cat" / "1.png").write_bytes(b"<html>")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(b""), b"IEND"]
+    bomb = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    (root / "cat" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(bomb))
+
+    assert largest_side(parse(str(root))) == 5

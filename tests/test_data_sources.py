@@ -1,0 +1,179 @@
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from vitrail.data.decode import decode
+from vitrail.data.sources import Source, open_data
+from vitrail.errors import DataError
+
+
+def picture(grey: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (4, 4), grey).save(file, format="PNG")
+    return file.getvalue()
+
+
+def fill(root: Path, *names: str) -> Path:
+    """Write a small picture, of another grey each, at every name below `root`."""
+    for grey, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(grey))
+    return root
+
+
+def several(*classes: str, count: int = 5) -> list[str]:
+    return [f"{name}/{i}.png" for name in classes for i in range(count)]
+
+
+def listing(source: Source) -> dict[str, str]:
+    """Give the class name of every file of a source."""
+    return {source.name(i): source.classes[source.label(i)] for i in range(len(source))}
+
+
+def test_the_digits_are_split_as_scikit_learn_splits_them() -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    parts = train_test_split(pixels, labels, test_size=0.2, stratify=labels, random_state=0)
+
+    splits = open_data("digits")
+
+    assert (len(splits.train), len(splits.held_out)) == (1437, 360)
+    for source, wanted, wanted_labels in zip(splits[:2], parts[:2], parts[2:], strict=True):
+        scaled = np.rint(np.asarray(wanted).reshape(-1, 8, 8) * 255 / 16)
+        read = [np.asarray(decode(source.read(i))) for i in range(len(source))]
+        assert np.array_equal(read, scaled)
+        assert [source.label(i) for i in range(len(source))] == list(wanted_labels)
+
+
+def test_the_digits_have_ten_classes_and_a_name_each() -> None:
+    source = open_data("digits").held_out
+
+    names = {source.name(i) for i in range(len(source))}
+
+    assert source.classes == tuple("0123456789")
+    assert len(names) == 360
+    assert source.name(0).endswith(f"-is-{source.label(0)}.png")
+
+
+def test_class_folders_are_split_class_by_class_and_each_file_once(tmp_path: Path) -> None:
+    fill(tmp_path, *several("cat", "dog", count=10))
+
+    splits = open_data(str(tmp_path))
+
+    assert len(splits.train) == 16 and len(splits.held_out) == 4
+    assert sorted(listing(splits.held_out).values()) == ["cat", "cat", "dog", "dog"]
+    together = {**listing(splits.train), **listing(splits.held_out)}
+    assert together == {name: name.split("/")[0] for name in several("cat", "dog", count=10)}
+
+
+def test_what_is_read_is_the_file_that_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, *several("cat", "dog"))
+
+    source = open_data(str(tmp_path)).train
+
+    for i in range(len(source)):
+        assert source.read(i) == (tmp_path / source.name(i)).read_bytes()
+
+
+def test_a_few_images_a_class_are_enough_for_a_split(tmp_path: Path) -> None:
+    fill(tmp_path, *several(*"abcdefgh", count=2))
+
+    splits = open_data(str(tmp_path))
+
+    assert sorted(listing(splits.train).values()) == list("abcdefgh")
+    assert sorted(listing(splits.held_out).values()) == list("abcdefgh")
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 1])
+def test_a_share_that_leaves_one_split_empty_is_refused(tmp_path: Path, share: float) -> None:
+    fill(tmp_path, *several("cat", "dog"))
+
+    with pytest.raises(DataError, match="share"):
+        open_data(str(tmp_path), held_out_share=share)
+
+
+@pytest.mark.parametrize("folder", ["val", "validation", "test"])
+def test_a_split_that_the_folders_make_is_kept(tmp_path: Path, folder: str) -> None:
+    fill(
+        tmp_path, "train/cat/1.png", "train/dog/2.png", f"{folder}/cat/3.png", f"{folder}/dog/4.png"
+    )
+
+    train, held_out, _ = open_data(str(tmp_path))
+
+    assert listing(train) == {"cat/1.png": "cat", "dog/2.png": "dog"}
+    assert listing(held_out) == {"cat/3.png": "cat", "dog/4.png": "dog"}
+
+
+def test_a_class_that_val_lacks_does_not_renumber_the_others(tmp_path: Path) -> None:
+    fill(tmp_path, "train/ant/1.png", "train/bee/1.png", "train/cow/1.png", "val/cow/1.png")
+
+    held_out = open_data(str(tmp_path)).held_out
+
+    assert held_out.classes == ("ant", "bee", "cow")
+    assert held_out.label(0) == 2
+
+
+def test_a_class_that_only_val_has_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/emu/1.png")
+
+    with pytest.raises(DataError, match="training images lack: emu"):
+        open_data(str(tmp_path))
+
+
+def test_val_without_an_image_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "train/cat/1.png", "train/dog/1.png")
+    (tmp_path / "val").mkdir()
+
+    with pytest.raises(DataError, match="val"):
+        open_data(str(tmp_path))
+
+
+STRANGE = ["a b.png", "é ü.jpg", "🦊.png", "-b.png", "new\nline.png", "UPPER.PNG", "a,b;c.png"]
+
+
+def test_strange_names_are_read_like_any_other(tmp_path: Path) -> None:
+    root = tmp_path / "-my photos 🦊"
+    fill(root, *(f"{name}/{file}" for name in ("-b", "zweite Klasse é") for file in STRANGE))
+
+    train, held_out, _ = open_data(str(root))
+
+    files = {*listing(train), *listing(held_out)}
+    assert files == {f"{name}/{file}" for name in ("-b", "zweite Klasse é") for file in STRANGE}
+    assert all(train.read(i) for i in range(len(train)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
+def test_a_name_that_is_not_utf_8_is_read_like_any_other(tmp_path: Path) -> None:
+    fill(tmp_path, *several("cat", "dog"))
+    Path(os.fsdecode(os.fsencode(tmp_path / "cat") + b"/caf\xe9.png")).write_bytes(picture())
+
+    train, held_out, digest = open_data(str(tmp_path))
+
+    assert len(train) + len(held_out) == 11
+    assert digest == open_data(str(tmp_path)).digest
+
+
+def test_the_digest_is_the_listing_s(tmp_path: Path) -> None:
+    first = open_data(str(fill(tmp_path / "a", *several("cat", "dog")))).digest
+    again = open_data(str(fill(tmp_path / "b", *several("cat", "dog")))).digest
+    longer = open_data(str(fill(tmp_path / "b", "dog/new.png"))).digest
+    fill(tmp_path / "c", *several("cat"), *several("emu"))
+
+    assert first == again
+    assert len({first, longer, open_data(str(tmp_path / "c")).digest}) == 3
+
+
+def test_a_symlink_to_its_own_parent_does_not_hang(tmp_path: Path) -> None:
+    fill(tmp_path, *several("cat", "dog"))
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path)
+    (tmp_path / "dog" / "self.png").symlink_to(tmp_path / "dog" / "self.png")
+
+    train, held_out, _ = open_data(str(tmp_path))
+
+    assert set(several("cat", "dog")) <= {*listing(train), *listing(held_out)}
