@@ -9,7 +9,11 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-RUNNABLE = [ROOT / "README.md", ROOT / "docs/learn.md", ROOT / "docs/ko/learn.md"]
+RUNNABLE = [
+    pytest.param(ROOT / "README.md", marks=pytest.mark.slow),  # trains on the digits
+    ROOT / "docs/learn.md",
+    ROOT / "docs/ko/learn.md",
+]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PYTHON = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
