@@ -15,7 +15,8 @@ import tyro
 
 from vitrail import __version__
 from vitrail.errors import ConfigError, VitrailError, nearest
-from vitrail.training.recipe import Recipe, default_recipe, read_recipe, to_toml
+from vitrail.model.config import ViTConfig
+from vitrail.training.recipe import Data, Recipe, default_recipe, read_recipe, to_toml
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "bfloat16"]
@@ -66,6 +67,7 @@ class Eval:
         from vitrail.data.address import parse as parse_data
         from vitrail.weights.origin import parse as parse_origin
 
+        _check_batch_size(self.batch_size)
         parse_origin(self.model)
         parse_data(self.data)
         from vitrail.data.sources import open_data
@@ -105,6 +107,7 @@ class Predict:
         from vitrail.weights.origin import parse
 
         parse(self.model)
+        _check_batch_size(self.batch_size)
         if self.top < 1:
             raise ConfigError(f"--top is {self.top}; it should be 1 or more")
         if not self.images:
@@ -250,8 +253,10 @@ def parse_train(words: list[str]) -> Train:
     words = ["--help" if word == "--help-all" else word for word in words]
     words = [_long(word) for word in words]
     # Once to learn which recipe is meant, and once more over that recipe's own values.
-    first: Train = _parse(Train, "train", words)
-    if first.recipe is None:
+    first = _parse(Train, "train", words, Train(data=tyro.MISSING, tree=_unchecked(Recipe())))
+    if first.resume and first.out is None and first.recipe is None:
+        recipe = _recipe_to_resume(first.data)
+    elif first.recipe is None:
         recipe, note = default_recipe(first.data)
         if note and not first.print_recipe:
             print(note, file=sys.stderr)
@@ -262,16 +267,34 @@ def parse_train(words: list[str]) -> Train:
 
         recipe = replace(recipe, model=preset(first.model))
     recipe = replace(recipe, data=replace(recipe.data, source=first.data))
-    given: Train = _parse(Train, "train", words, Train(data=first.data, tree=recipe))
+    default = Train(data=first.data, tree=_unchecked(recipe))
+    given = _parse(Train, "train", words, default)
     # A width that was given takes the head width and the MLP width along, as in `replace`.
-    model = given.tree.model
+    flags = {word.partition("=")[0].replace("_", "-").replace(".no-", ".") for word in words}
     changed = {
-        f.name: getattr(model, f.name)
-        for f in fields(model)
-        if getattr(model, f.name) != getattr(recipe.model, f.name)
+        f.name: getattr(given.tree.model, f.name)
+        for f in fields(ViTConfig)
+        if any(f"{flag}.".startswith(f"--model.{f.name.replace('_', '-')}.") for flag in flags)
     }
-    tree = replace(given.tree, model=recipe.model.replace(**changed))
-    return replace(given, tree=tree)
+    return replace(given, tree=replace(given.tree, model=recipe.model.replace(**changed)))
+
+
+class _AnyModel(ViTConfig):
+    """A model as flags say it, not yet held against what can be built."""
+
+    def __post_init__(self) -> None: ...
+
+
+def _unchecked(recipe: Recipe) -> Recipe:
+    values = {f.name: getattr(recipe.model, f.name) for f in fields(ViTConfig)}
+    return replace(recipe, model=_AnyModel(**values))
+
+
+def _recipe_to_resume(data: str) -> Recipe:
+    from vitrail.training.run_folder import choose
+
+    run = choose(Recipe(data=Data(source=data)), None, resume=True)
+    return read_recipe(run.path / "recipe.toml")
 
 
 def _parse(command: Any, verb: str, words: list[str], default: Any = None) -> Any:
@@ -351,6 +374,11 @@ def _section(name: str) -> str:
     section: Any = getattr(Recipe(), name)
     words = " ".join(f.name for f in fields(section))
     return words if len(words) < 76 else words[:72].rsplit(" ", 1)[0] + " ..."
+
+
+def _check_batch_size(size: int) -> None:
+    if size < 1:
+        raise ConfigError(f"--batch-size is {size}; it should be 1 or more")
 
 
 def _json(values: Mapping[str, Any]) -> str:

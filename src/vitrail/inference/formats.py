@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
             f"{round((1 - summary['top1']) * summary['evaluation']['images'])} wrong",
             f"{summary['parameters']:,} parameters, {summary['step']:,} steps, "
             f"{summary['seconds']:.0f} s, {summary['cpu_seconds']:.0f} CPU-seconds",
-            f"try it: vitrail predict {folder} {folder}/examples/*",
+            f"try it: vitrail predict {shlex.quote(str(folder))} "
+            f"{shlex.quote(str(folder / 'examples'))}/*",
             str(folder),
         ]
     )

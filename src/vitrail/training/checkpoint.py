@@ -14,6 +14,8 @@ from vitrail.weights import files
 
 KEPT = 2  # the newest ones; the one before the last is for when the last turns out broken
 
+REQUIRED = {"model.safetensors", "optimizer.safetensors", "loop.safetensors"}
+
 Parts = Mapping[str, Mapping[str, Tensor]]  # "model", "ema", "optimizer", "loop"
 
 
@@ -33,8 +35,11 @@ def save(folder: Path, step: int, parts: Parts) -> Path:
             for name, tensors in parts.items()
         }
         files.write_json(beside / "index.json", {"step": step, "sha256": digests})
-    for old in sorted(steps(folder).values(), reverse=True)[KEPT:]:
-        shutil.rmtree(old)
+    found = steps(folder)
+    # Later ones are broken, or of a run that was taken up before them: this one is the newest.
+    kept = sorted((s for s in found if s <= step), reverse=True)[:KEPT]
+    for old in found.keys() - set(kept):
+        shutil.rmtree(found[old])
     return path
 
 
@@ -52,12 +57,20 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint; a file that is missing or not as it was written is a `WeightsError`."""
     index = files.read_json(path / "index.json")
+    step, digests = index.get("step"), index.get("sha256")
+    if not (
+        isinstance(step, int)
+        and path.name == f"step-{step:08d}"
+        and isinstance(digests, dict)
+        and digests.keys() >= REQUIRED
+    ):
+        raise WeightsError(f"checkpoint {path}: index.json is not as it was written")
     parts = {}
-    for name, digest in index["sha256"].items():
+    for name, digest in digests.items():
         if not (path / name).is_file() or files.sha256(path / name) != digest:
             raise WeightsError(f"checkpoint {path}: {name} is not as it was written")
         parts[Path(name).stem] = files.read_tensors(path / name)
-    return Checkpoint(index["step"], parts)
+    return Checkpoint(step, parts)
 
 
 def steps(folder: Path) -> dict[int, Path]:

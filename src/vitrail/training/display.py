@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -61,11 +62,7 @@ class Display:
             self.last_line = time.monotonic()
             spent = self.last_line - self.began
             left = spent / max(done - self.start, 1) * (self.steps - done)
-            print(
-                f"epoch {epoch}  {figures}{self.held_out}  {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            tell(f"epoch {epoch}  {figures}{self.held_out}  {left:.0f} s left")
 
     def evaluated(self, top1: float) -> None:
         """Remember the accuracy on the held-out images, to be shown with the next figures."""
@@ -73,4 +70,11 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        with suppress(BrokenPipeError):
+            self.console.print(text, markup=False, soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """Print a line on standard error; a reader that left does not stop the training."""
+    with suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)

@@ -45,8 +45,7 @@ def train(
     run = choose(recipe, out, resume)
     facts = {"classes": list(data.train.classes), "data_digest": data.digest}
     if (run.path / "recipe.toml").is_file():
-        if not override:
-            check_same(run, recipe, facts)
+        check_same(run, recipe, facts, override=override)
         if run.summary().get("status") == "finished":
             return Run(run.path, run.summary())
     session = Session(recipe, data, run)

@@ -28,7 +28,12 @@ class Data:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "threads", 1)
-        check_range(self, "max_bad_share held_out_share", 0, 1)
+        check_range(self, "max_bad_share", 0, 1)
+        check_range(self, "split_seed", 0, 2**32 - 1)
+        if not 0 < self.held_out_share < 1:
+            raise ConfigError(
+                f"held_out_share is {self.held_out_share}; it should be above 0 and below 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +100,7 @@ class Train:
         check_range(
             self, "epochs steps batch_size cpu_threads log_every evaluate_every save_every", 1
         )
+        check_range(self, "seed", 0, 2**31 - 1)  # the step is added below it, in 64 bits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,8 +178,14 @@ def default_recipe(data: str) -> tuple[Recipe, str]:
 def from_table(table: Mapping[str, Any]) -> Recipe:
     """Build a recipe from the tables of a TOML file."""
     sections = dict(table)
-    model = dict(sections.pop("model", {}))
-    base = preset(model.pop("preset", "nano"))
+    given = sections.pop("model", {})
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"model is {given!r}; it should be a table, [model]")
+    model = dict(given)
+    name = model.pop("preset", "nano")
+    if not isinstance(name, str):
+        raise ConfigError(f"[model] preset is {name!r}; it should be a text")
+    base = preset(name)
     try:
         config = base.replace(**model)
     except ConfigError as error:

@@ -17,6 +17,9 @@ from vitrail.training.recipe import Recipe, differences, read_recipe, to_toml
 from vitrail.weights.files import read_json, write_bytes, write_json, written
 
 OVER = ("finished",)
+# What a run that was killed while it was begun may have left.
+_BEGUN = ("checkpoints", "examples", "environment.json")
+_BEGUN += (".environment.json.part", ".recipe.toml.part")
 
 
 class RunFolder:
@@ -31,8 +34,14 @@ class RunFolder:
         with written(self.path):
             for name in ("checkpoints", "examples"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-        write_bytes(self.path / "recipe.toml", to_toml(recipe).encode())
+        # The recipe comes last: a folder that has one is a whole run.
         write_json(self.path / "environment.json", {**environment(), **facts})
+        write_bytes(self.path / "recipe.toml", to_toml(recipe).encode())
+
+    def is_of(self, source: str) -> bool:
+        """Say whether this folder holds a run of the data at `source`."""
+        recipe = self.path / "recipe.toml"
+        return recipe.is_file() and read_recipe(recipe).data.source == source
 
     def summary(self) -> dict[str, Any]:
         """Give `summary.json`, empty where there is none yet."""
@@ -77,8 +86,9 @@ def choose(recipe: Recipe, out: str | Path | None, resume: bool) -> RunFolder:
     runs = _numbered(Path("runs"), name)
     if resume:
         for path in sorted(runs.values(), key=lambda path: path.stat().st_mtime, reverse=True):
-            if RunFolder(path).summary().get("status") not in OVER:
-                return RunFolder(path)
+            run = RunFolder(path)
+            if run.summary().get("status") not in OVER and run.is_of(recipe.data.source):
+                return run
         raise ConfigError(
             f'there is no unfinished run of "{recipe.data.source}" in runs/; '
             "leave out --resume to start one"
@@ -89,9 +99,27 @@ def choose(recipe: Recipe, out: str | Path | None, resume: bool) -> RunFolder:
     return RunFolder(Path("runs", f"{name}-{number}"))
 
 
-def check_same(run: RunFolder, recipe: Recipe, facts: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` with the differences where `run` is one of another recipe or data."""
-    lines = differences(read_recipe(run.path / "recipe.toml"), recipe)
+def check_same(
+    run: RunFolder, recipe: Recipe, facts: Mapping[str, Any], *, override: bool = False
+) -> None:
+    """Raise `ConfigError` with the differences where `run` is one of another recipe or data.
+
+    With `override` only what no checkpoint of the run can be loaded into is refused.
+    """
+    old = read_recipe(run.path / "recipe.toml")
+    lines = differences(old, recipe)
+    if override:
+        fixed = ("model.", "optimizer.name:")
+        lines = [line for line in lines if line.startswith(fixed)]
+        if bool(old.ema.decay) != bool(recipe.ema.decay):
+            lines.append(f"ema.decay: {old.ema.decay} in the run, {recipe.ema.decay} now")
+        if lines:
+            raise ConfigError(
+                f"{run.path} cannot go on with other weights than its own:\n  "
+                + "\n  ".join(lines)
+                + "\ngive another --out to start anew"
+            )
+        return
     before = read_json(run.path / "environment.json")
     lines += [
         f"{key}: {before.get(key)} in the run, {value} now"
@@ -129,7 +157,8 @@ def _usable(path: Path) -> Path:
     """Refuse a path that is a file, or a folder of something else than a run."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; a run needs a folder: give another --out")
-    if path.is_dir() and any(path.iterdir()) and not (path / "recipe.toml").is_file():
+    strange = [p for p in path.iterdir() if p.name not in _BEGUN] if path.is_dir() else []
+    if strange and not (path / "recipe.toml").is_file():
         raise ConfigError(
             f"{path} holds other files and no run; give an empty or a new folder as --out"
         )

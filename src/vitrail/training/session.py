@@ -1,6 +1,6 @@
 """One process at work on a run: where it stands, and what it writes on the way."""
 
-import sys
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +12,7 @@ from vitrail.inference.evaluate import Evaluation, evaluate_loader
 from vitrail.inference.runner import pick_device
 from vitrail.reporting.page import write_run_page
 from vitrail.training import checkpoint
+from vitrail.training.display import tell
 from vitrail.training.learner import Learner
 from vitrail.training.recipe import Recipe
 from vitrail.training.run_folder import RunFolder
@@ -71,9 +72,11 @@ class Session:
     def take_up(self) -> None:
         """Load the newest whole checkpoint, if there is one, and forget what came after it."""
         found, broken = checkpoint.newest(self.run.path / "checkpoints")
+        used = f"checkpoint step-{found.step:08d}" if found else "the beginning"
         for problem in broken:
-            self.run.log(f"passed over: {problem}")
-            print(f"passed over: {problem}", file=sys.stderr)
+            text = f"passed over: {problem}; the run goes on from {used}"
+            self.run.log(text)
+            tell(text)
         if found is not None:
             loop = found.parts["loop"]
             self.learner.load(found.parts)
@@ -222,5 +225,6 @@ class Session:
 
     def command(self) -> str:
         """Give the command that goes on with this run."""
-        recipe = self.run.path / "recipe.toml"
-        return f"vitrail train {self.recipe.data.source} --recipe {recipe} --out {self.run.path}"
+        recipe, out = str(self.run.path / "recipe.toml"), str(self.run.path)
+        words = ["vitrail", "train", self.recipe.data.source, "--recipe", recipe, "--out", out]
+        return shlex.join(words)
