@@ -276,6 +276,8 @@ def parse_train(words: list[str]) -> Train:
         for f in fields(ViTConfig)
         if any(f"{flag}.".startswith(f"--model.{f.name.replace('_', '-')}.") for flag in flags)
     }
+    if "classes" in changed:
+        raise ConfigError("--model.classes: a run has the classes of its data; leave it out")
     return replace(given, tree=replace(given.tree, model=recipe.model.replace(**changed)))
 
 

@@ -84,7 +84,9 @@ def check_range(
     """
     for name in names.split():
         value = getattr(config, name)
-        if value is None or (low < value <= high if open_low else low <= value <= high):
+        if value is None or (
+            value != float("inf") and (low < value <= high if open_low else low <= value <= high)
+        ):
             continue
         wanted = f"above {low}" if open_low else f"{low} or more"
         if high != float("inf"):

@@ -34,7 +34,9 @@ def augment(images: Tensor, draws: Tensor, how: Augment) -> Tensor:
         grid = F.affine_grid(
             torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False
         )
-        moved = F.grid_sample(moved, grid, padding_mode=how.fill, align_corners=False)
+        moved = F.grid_sample(
+            moved, grid, mode=how.interpolation, padding_mode=how.fill, align_corners=False
+        ).clamp(0, 255)  # bicubic overshoots at edges
     if how.gain:
         moved = (moved * (1 + how.gain * light).view(-1, 1, 1, 1)).clamp(0, 255)
     return moved

@@ -16,6 +16,7 @@ class Augment:
     shift: float = 0.0  # share of the image's side, on each axis
     flip: bool = False  # left to right, every second time
     gain: float = 0.0  # share of the brightness
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bilinear blurs small images
     fill: Literal["zeros", "border", "reflection"] = "zeros"  # what comes in from outside
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """A model over batches of images: device, precision, and logits out."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -30,6 +30,18 @@ def pick_device(name: str = "auto") -> torch.device:
             f'there is no device "{name}" here, but {found}; `vitrail doctor` says more'
         )
     return torch.device(name)
+
+
+@contextmanager
+def undisturbed(threads: int | None) -> Iterator[None]:
+    """Run with `threads` of the CPU, None as it is; threads and random numbers are put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:

@@ -61,8 +61,6 @@ class Learner:
     ) -> None:
         self.recipe, self.preprocess, self.device, self.steps = recipe, preprocess, device, steps
         train = recipe.train
-        if train.cpu_threads is not None:
-            torch.set_num_threads(train.cpu_threads)
         self.model = seeded(recipe.model, seed=train.seed, drop=train.drop).to(device).train()
         if self.model.pos_embed is not None:
             self.model.pos_embed.data *= train.position_scale
@@ -119,8 +117,9 @@ class Learner:
 
     def is_finite(self) -> bool:
         """Say whether every loss, gradient and weight so far was finite; this waits."""
-        weights = all(bool(p.isfinite().all()) for p in self.answering.parameters())
-        return weights and int(self.first_bad) < 0
+        models = [self.model] if self.mean is None else [self.model, self.mean]
+        weights = (p for model in models for p in model.parameters())
+        return all(bool(p.isfinite().all()) for p in weights) and int(self.first_bad) < 0
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Give the parts of a checkpoint."""

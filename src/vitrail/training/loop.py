@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from vitrail.data.sources import open_data
 from vitrail.errors import NonFiniteError, OutputError
+from vitrail.inference.runner import undisturbed
+from vitrail.reporting.page import write_run_page
 from vitrail.training.display import Display
 from vitrail.training.interrupt import listening
 from vitrail.training.recipe import Recipe, read_recipe
@@ -48,8 +50,16 @@ def train(
         check_same(run, recipe, facts, override=override)
         if run.summary().get("status") == "finished":
             return Run(run.path, run.summary())
-    session = Session(recipe, data, run)
-    run.start(recipe, facts)
+    with undisturbed(recipe.train.cpu_threads):
+        _work(Session(recipe, data, run), facts)
+    write_run_page(run.path)
+    return Run(run.path, run.summary())
+
+
+def _work(session: Session, facts: dict[str, Any]) -> None:
+    """Bring a run to its end, or say in its summary why it ended early."""
+    run = session.run
+    run.start(session.recipe, facts)
     try:
         session.take_up()
         session.write_summary("running")
@@ -61,7 +71,6 @@ def train(
             run.log(f"{_status(error)} at step {session.done}: {reason}")
             session.write_summary(_status(error), error=reason)
         raise
-    return Run(run.path, run.summary())
 
 
 def _steps(session: Session) -> None:

@@ -14,7 +14,7 @@ from vitrail import __version__
 from vitrail.data.address import parse
 from vitrail.errors import ConfigError, OutputError
 from vitrail.training.recipe import Recipe, differences, read_recipe, to_toml
-from vitrail.weights.files import read_json, write_bytes, write_json, written
+from vitrail.weights.files import mend, read_json, write_bytes, write_json, written
 
 OVER = ("finished",)
 # What a run that was killed while it was begun may have left.
@@ -34,6 +34,8 @@ class RunFolder:
         with written(self.path):
             for name in ("checkpoints", "examples"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
+                mend(self.path / name)
+            mend(self.path)
         # The recipe comes last: a folder that has one is a whole run.
         write_json(self.path / "environment.json", {**environment(), **facts})
         write_bytes(self.path / "recipe.toml", to_toml(recipe).encode())

@@ -7,10 +7,9 @@ from typing import Any
 
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.sources import Source, Splits
-from vitrail.errors import DataError, NonFiniteError
+from vitrail.errors import ConfigError, DataError, NonFiniteError
 from vitrail.inference.evaluate import Evaluation, evaluate_loader
 from vitrail.inference.runner import pick_device
-from vitrail.reporting.page import write_run_page
 from vitrail.training import checkpoint
 from vitrail.training.display import tell
 from vitrail.training.learner import Learner
@@ -28,6 +27,11 @@ class Session:
 
     def __init__(self, recipe: Recipe, data: Splits, run: RunFolder) -> None:
         self.recipe, self.data, self.run = recipe, data, run
+        if recipe.model.channels not in (1, 3):
+            raise ConfigError(
+                f"the model reads {recipe.model.channels} channels, but images are read as grey "
+                "or RGB: set --model.channels to 1 or 3"
+            )
         self.preprocess = default_preprocess(recipe.model)
         self.loader = self._loader(data.train, recipe.train.batch_size)
         self.held_out = self._loader(data.held_out, max(recipe.train.batch_size, 64))
@@ -128,7 +132,6 @@ class Session:
         save(self.bundle(evaluation), self.run.path / "last")
         self.write_examples()
         self.write_summary("finished", evaluation)
-        write_run_page(self.run.path)
         self.run.log(f"finished at step {self.done}")
 
     def check_finite(self) -> None:

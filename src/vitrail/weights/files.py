@@ -107,6 +107,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def mend(folder: Path) -> None:
+    """Clear what writing left in `folder` when it was killed; a folder moved aside comes back."""
+    for left in folder.glob(".*.old"):
+        target = folder / left.name.removeprefix(".").removesuffix(".old")
+        if left.is_dir() and not target.exists():
+            left.replace(target)
+    for left in (*folder.glob(".*.old"), *folder.glob(".*.part")):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
 @contextmanager
 def written(path: Path) -> Iterator[None]:
     """Turn a failure to write below `path` into an `OutputError` that says what is free."""

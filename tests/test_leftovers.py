@@ -1,0 +1,68 @@
+"""What a killed process left is mended, and what training changes outside of itself is put back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitrail.cli import main
+from vitrail.inference.runner import undisturbed
+from vitrail.weights.files import mend
+
+
+def test_mending_clears_half_written_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / ".best.part").mkdir()
+    (tmp_path / ".summary.json.part").write_text("{")
+    (tmp_path / "summary.json").write_text("{}")
+
+    mend(tmp_path)
+
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_mending_brings_back_a_folder_that_was_moved_aside(tmp_path: Path) -> None:
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "config.json").write_text("{}")
+    (tmp_path / ".last.old").mkdir()
+    (tmp_path / "last").mkdir()
+
+    mend(tmp_path)
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "last"]
+    assert (tmp_path / "best" / "config.json").is_file()
+
+
+def test_training_puts_threads_and_random_numbers_back() -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+
+    with undisturbed(threads + 1):
+        inside = torch.get_num_threads()
+        torch.manual_seed(7)
+
+    assert inside == threads + 1
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--model.channels", "2"), "reads 2 channels, but images are read as grey or RGB"),
+        (("--model.classes", "7"), "a run has the classes of its data"),
+        (("--lr", "inf"), "lr is inf"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_a_run_begins(
+    flags: tuple[str, ...],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    code = main(["train", "digits", *flags])
+
+    assert code == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
