@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vitrail.model import kernels
 
-TOKENS = (17, 65, 197, 577, 1025)  # class token and 4, 8, 14, 24 or 32 patches a side
+TOKENS = (17, 65, 197, 577, 1025, 2305)  # class token and 4, 8, 14, 24, 32 or 48 patches a side
 HEADS, HEAD_WIDTH = 6, 64  # ViT-S
 DTYPES = (torch.float32, torch.bfloat16)
 TOKENS_A_BATCH = 1200

@@ -15,7 +15,9 @@ import tyro
 
 from vitrail import __version__
 from vitrail.errors import ConfigError, VitrailError, nearest
+from vitrail.model.checks import check_image_size
 from vitrail.model.config import ViTConfig
+from vitrail.model.presets import preset
 from vitrail.training.recipe import Data, Recipe, default_recipe, read_recipe, to_toml
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -75,9 +77,14 @@ class Eval:
         from vitrail.inference.formats import evaluation_text
         from vitrail.weights.bundle import load
 
+        bundle = load(self.model)
+        # Data without a split of its own is split as in the run, or what the model has learned
+        # from would be among what it is measured on.
+        origin = bundle.origin or {}
+        how = {name: origin[name] for name in ("held_out_share", "split_seed") if name in origin}
         found = evaluate(
-            load(self.model),
-            open_data(self.data).held_out,
+            bundle,
+            open_data(self.data, **how).held_out,
             batch_size=self.batch_size,
             device=self.device,
             dtype=self.dtype,
@@ -106,7 +113,8 @@ class Predict:
         from vitrail.data.address import expand
         from vitrail.weights.origin import parse
 
-        parse(self.model)
+        if parse(self.model).kind == "preset":
+            print(f"{self.model} has random weights: its answers mean nothing", file=sys.stderr)
         _check_batch_size(self.batch_size)
         if self.top < 1:
             raise ConfigError(f"--top is {self.top}; it should be 1 or more")
@@ -141,6 +149,8 @@ class Summary:
         from vitrail.weights.origin import parse
 
         origin = parse(self.model)
+        if self.image_size is not None and origin.kind == "preset":
+            check_image_size(self.image_size, preset(origin.name).patch_size)
         from vitrail.model.shapes import summary
         from vitrail.weights.bundle import architecture
 
@@ -254,17 +264,16 @@ def parse_train(words: list[str]) -> Train:
     words = [_long(word) for word in words]
     # Once to learn which recipe is meant, and once more over that recipe's own values.
     first = _parse(Train, "train", words, Train(data=tyro.MISSING, tree=_unchecked(Recipe())))
-    if first.resume and first.out is None and first.recipe is None:
-        recipe = _recipe_to_resume(first.data)
+    if first.resume and first.recipe is None:
+        recipe = _recipe_to_resume(first.data, first.out)
     elif first.recipe is None:
         recipe, note = default_recipe(first.data)
-        if note and not first.print_recipe:
+        other = first.model or any(word.startswith("--model.") for word in words)
+        if note and not other and not first.print_recipe:
             print(note, file=sys.stderr)
     else:
         recipe = read_recipe(first.recipe)
     if first.model is not None:
-        from vitrail.model.presets import preset
-
         recipe = replace(recipe, model=preset(first.model))
     recipe = replace(recipe, data=replace(recipe.data, source=first.data))
     default = Train(data=first.data, tree=_unchecked(recipe))
@@ -276,6 +285,8 @@ def parse_train(words: list[str]) -> Train:
         for f in fields(ViTConfig)
         if any(f"{flag}.".startswith(f"--model.{f.name.replace('_', '-')}.") for flag in flags)
     }
+    if "--data.source" in flags:
+        raise ConfigError("--data.source: give the data as DATA, right after `train`")
     if "classes" in changed:
         raise ConfigError("--model.classes: a run has the classes of its data; leave it out")
     return replace(given, tree=replace(given.tree, model=recipe.model.replace(**changed)))
@@ -292,11 +303,13 @@ def _unchecked(recipe: Recipe) -> Recipe:
     return replace(recipe, model=_AnyModel(**values))
 
 
-def _recipe_to_resume(data: str) -> Recipe:
+def _recipe_to_resume(data: str, out: str | None) -> Recipe:
+    """Give the recipe of the run that --resume means; a folder without one has the data's."""
     from vitrail.training.run_folder import choose
 
-    run = choose(Recipe(data=Data(source=data)), None, resume=True)
-    return read_recipe(run.path / "recipe.toml")
+    run = choose(Recipe(data=Data(source=data)), out, resume=True)
+    recipe = run.path / "recipe.toml"
+    return read_recipe(recipe) if recipe.is_file() else default_recipe(data)[0]
 
 
 def _parse(command: Any, verb: str, words: list[str], default: Any = None) -> Any:

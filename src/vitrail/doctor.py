@@ -105,4 +105,4 @@ def _memory_gib() -> float | None:
 def _cpu_has_bfloat16() -> bool:
     import torch
 
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()

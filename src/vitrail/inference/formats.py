@@ -65,7 +65,7 @@ def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
             f"(95 % interval {low:.1%} to {high:.1%}), "
             f"{round((1 - summary['top1']) * summary['evaluation']['images'])} wrong",
             f"{summary['parameters']:,} parameters, {summary['step']:,} steps, "
-            f"{summary['seconds']:.0f} s, {summary['cpu_seconds']:.0f} CPU-seconds",
+            f"{summary['seconds']:.0f} s, {summary['cpu_seconds']:.0f} CPU-seconds of training",
             f"try it: vitrail predict {shlex.quote(str(folder))} "
             f"{shlex.quote(str(folder / 'examples'))}/*",
             str(folder),

@@ -20,8 +20,8 @@ def initialize(model: nn.Module, config: ViTConfig) -> None:
     | norms | 1 and 0 | |
     | layer scale | the config's value | CaiT |
 
-    A stream of width 64 whose positions start at .02 does not learn where its patches are: on the
-    digits such a model stays twenty points behind (`docs/digits.md` has the comparison).
+    A narrow stream needs positions of its own size: .02 is that of a wide one, whose 1/sqrt(D) it
+    is near. `docs/digits.md` has what the size of the first positions does at width 64.
     """
     for name, tensor in model.named_parameters():
         module, kind = ["", *name.split(".")][-2:]

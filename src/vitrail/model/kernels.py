@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # On the CPU in bfloat16, two matrix products with a softmax between them are 1.3 to 1.8 times as
-# fast as the fused kernel at inference and 1.8 to 6.2 times in training, at 17 to 1,025 tokens;
-# at 2,305 they are slower. In float32 the fused kernel is the faster one everywhere.
+# fast as the fused kernel at inference and 1.8 to 6.2 times in training, at 17 to 1,025 tokens,
+# and slower at 2,305. In float32 the fused kernel is the faster one everywhere.
 # (EPYC with AVX-512 bf16, one thread: `python benchmarks/attention.py`.)
 LONGEST_WRITTEN_OUT = 1100
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError
 from vitrail.model.config import ViTConfig
 from vitrail.model.page import Row, aligned, page
+from vitrail.model.presets import preset
 from vitrail.model.vit import (
     ACTIVATIONS,
     AttentionPooling,
@@ -71,12 +72,12 @@ class Summary:
 
 
 def summary(
-    model_or_module: nn.Module | ViTConfig,
+    model_or_module: nn.Module | ViTConfig | str,
     size: tuple[int, ...] | None = None,
     *,
     name: str | None = None,
 ) -> Summary:
-    """Describe each step of a model, or of a part of one, for one input of `size`.
+    """Describe each step of a model, of a part of one or of a preset, for one input of `size`.
 
     `size` is (C, H, W) for what reads images, (N, D) for what reads tokens, (D,) for a head.
     Without it a ViT has its native image, a `PatchEmbedding` one of 224 x 224, what reads tokens
@@ -84,6 +85,8 @@ def summary(
     Raises `ConfigError` for a module that is unknown here, or a size that does not fit.
     """
     module = model_or_module
+    if isinstance(module, str):
+        name, module = name or module, preset(module)
     if isinstance(module, ViTConfig):
         with torch.device("meta"):
             module = ViT(module)

@@ -119,7 +119,8 @@ class MultiHeadAttention(nn.Module):
         # Scores are divided by the square root of the *head* width d, and before the softmax: the
         # product of two vectors of d unit normals has a standard deviation of sqrt(d). By the
         # square root of the whole width, as in many a tutorial, all tokens look about alike;
-        # after the softmax, the rows no longer sum to 1.
+        # after the softmax, the rows no longer sum to 1. And the mask must reach the softmax: the
+        # blog post's calls a method that does not exist, and would throw its result away.
         x = attend(q, k, v, mask, self.drop if self.training else 0.0)
         return self.proj(rearrange(x, "b k n d -> b n (k d)"))
 
@@ -234,7 +235,10 @@ class AttentionPooling(nn.Module):
 
 
 class ClassificationHead(nn.Linear):
-    """Turn pooled features, B D, into one logit for each class: the last matrix of the model."""
+    """Turn pooled features, B D, into one logit for each class: the last matrix of the model.
+
+    What many call the head, mean, norm and this matrix, is `ViT.pool` and then this.
+    """
 
     def __init__(self, config: ViTConfig = ViTConfig()) -> None:
         width = config.width if config.pre_logits else config.features

@@ -2,14 +2,13 @@
 
 import base64
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail.data.decode import decode
 from vitrail.errors import DataError
-from vitrail.weights.files import read_json
+from vitrail.weights.files import read_json, read_rows
 
 MOST_EXAMPLES = 10
 _SMALL = 64  # pixels a side; smaller images are enlarged with their pixels to be seen
@@ -67,22 +66,14 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Give all rows with finite figures; a last line that was cut short is not one."""
-    if not path.is_file():
-        return []
+    """Give all rows with finite figures."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
+    for row in read_rows(path):
         try:
-            row = json.loads(line)
             finite = all(math.isfinite(row[key]) for key in ("step", "epoch", "loss", "top1"))
-            rows += [row] if finite and row["split"] in ("train", "val") else []
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} line {number} is no row of metrics ({error!r}): {line.strip()[:80]}; "
-                "remove the line"
-            ) from error
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: {row} is no row of metrics ({error!r}); remove it") from error
+        rows += [row] if finite and row.get("split") in ("train", "val") else []
     return rows
 
 

@@ -20,7 +20,7 @@ class Display:
         self.console = Console(stderr=True, highlight=False)
         self.began = self.last_line = time.monotonic()
         self.bar: Progress | None = None
-        self.held_out = ""
+        self.figures = self.held_out = ""
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}"),
@@ -51,18 +51,28 @@ class Display:
         """Move the bar to `done` steps."""
         if self.bar:
             self.bar.update(self.task, completed=done)
+        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self._line(done)
 
     def train(self, done: int, loss: float, top1: float, images_per_second: float) -> None:
-        """Show the figures of the last steps."""
-        epoch = f"{-(-done // self.steps_per_epoch)}/{-(-self.steps // self.steps_per_epoch)}"
-        figures = f"loss {loss:.3f}  top-1 {top1:6.1%}  {images_per_second:,.0f} images/s"
+        """Remember the figures of the last steps; show them at once at the end."""
+        self.figures = f"loss {loss:.3f}  top-1 {top1:6.1%}  {images_per_second:,.0f} images/s"
         if self.bar:
-            self.bar.update(self.task, completed=done, epoch=epoch, numbers=figures + self.held_out)
-        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES or done == self.steps:
-            self.last_line = time.monotonic()
-            spent = self.last_line - self.began
-            left = spent / max(done - self.start, 1) * (self.steps - done)
-            tell(f"epoch {epoch}  {figures}{self.held_out}  {left:.0f} s left")
+            numbers = self.figures + self.held_out
+            self.bar.update(self.task, epoch=self._epoch(done), numbers=numbers)
+        elif done == self.steps:
+            self._line(done)
+
+    def _line(self, done: int) -> None:
+        self.last_line = time.monotonic()
+        spent = self.last_line - self.began
+        left = spent / max(done - self.start, 1) * (self.steps - done)
+        words = [f"epoch {self._epoch(done)}", f"step {done}/{self.steps}", self.figures]
+        words += [self.held_out.strip(), f"{left:.0f} s left"]
+        tell("  ".join(word for word in words if word))
+
+    def _epoch(self, done: int) -> str:
+        return f"{-(-done // self.steps_per_epoch)}/{-(-self.steps // self.steps_per_epoch)}"
 
     def evaluated(self, top1: float) -> None:
         """Remember the accuracy on the held-out images, to be shown with the next figures."""

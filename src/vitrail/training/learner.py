@@ -156,7 +156,7 @@ class Learner:
 
 @torch.no_grad()
 def _move(mean: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move the running mean towards the weights; at first it follows fast (Polyak's warm-up)."""
+    """Move the running mean towards the weights; at first it follows fast (TensorFlow's rule)."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
     for old, new in zip(mean.parameters(), model.parameters(), strict=True):
         old.lerp_(new, weight)

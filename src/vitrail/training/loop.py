@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail.data.sources import open_data
-from vitrail.errors import NonFiniteError, OutputError
+from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.inference.runner import undisturbed
 from vitrail.reporting.page import write_run_page
 from vitrail.training.display import Display
@@ -24,6 +24,8 @@ class Run(NamedTuple):
 
     def bundle(self, which: str = "last") -> Bundle:
         """Load the bundle `last` or `best` (by accuracy on the held-out images)."""
+        if which not in ("last", "best"):
+            raise ConfigError(f'a run has the bundles "last" and "best", not "{which}"')
         return load(self.folder / which)
 
 
@@ -70,6 +72,7 @@ def _work(session: Session, facts: dict[str, Any]) -> None:
             reason = str(error) or type(error).__name__
             run.log(f"{_status(error)} at step {session.done}: {reason}")
             session.write_summary(_status(error), error=reason)
+            write_run_page(run.path)
         raise
 
 

@@ -30,8 +30,8 @@ class Optimizer:
         ]
         self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr)]
         if matrices:
-            # Jordan et al. 2024: momentum, made orthogonal by Newton-Schulz. A step of the same
-            # size in every direction; of all that was tried on the digits it learns fastest.
+            # Jordan et al. 2024: momentum, made orthogonal by Newton-Schulz, is a step of the same
+            # size in every direction.
             self.parts.append(
                 torch.optim.Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay)
             )

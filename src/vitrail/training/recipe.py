@@ -198,10 +198,17 @@ def to_toml(recipe: Recipe) -> str:
     return "\n".join(_lines(asdict(recipe), ())).lstrip("\n") + "\n"
 
 
+def same_source(a: str, b: str) -> bool:
+    """Say whether two DATA addresses are the same place, however they are spelt."""
+    return a == b or Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Give a line for each leaf in which two recipes would train differently."""
     a, b = _flat(asdict(old)), _flat(asdict(new))
-    same_run = ("data.threads",)  # order and pixels do not depend on it
+    same_run = ["data.threads"]  # order and pixels do not depend on it
+    if same_source(old.data.source, new.data.source):
+        same_run.append("data.source")
     return [
         f"{key}: {a.get(key)} in the run, {b.get(key)} now"
         for key in b

@@ -13,13 +13,17 @@ from typing import Any
 from vitrail import __version__
 from vitrail.data.address import parse
 from vitrail.errors import ConfigError, OutputError
-from vitrail.training.recipe import Recipe, differences, read_recipe, to_toml
-from vitrail.weights.files import mend, read_json, write_bytes, write_json, written
+from vitrail.training.recipe import Recipe, differences, read_recipe, same_source, to_toml
+from vitrail.weights.files import mend, read_json, read_rows, write_bytes, write_json, written
 
-OVER = ("finished",)
 # What a run that was killed while it was begun may have left.
-_BEGUN = ("checkpoints", "examples", "environment.json")
-_BEGUN += (".environment.json.part", ".recipe.toml.part")
+_BEGUN = (
+    "checkpoints",
+    "examples",
+    "environment.json",
+    ".environment.json.part",
+    ".recipe.toml.part",
+)
 
 
 class RunFolder:
@@ -43,7 +47,7 @@ class RunFolder:
     def is_of(self, source: str) -> bool:
         """Say whether this folder holds a run of the data at `source`."""
         recipe = self.path / "recipe.toml"
-        return recipe.is_file() and read_recipe(recipe).data.source == source
+        return recipe.is_file() and same_source(read_recipe(recipe).data.source, source)
 
     def summary(self) -> dict[str, Any]:
         """Give `summary.json`, empty where there is none yet."""
@@ -60,10 +64,7 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """Give all rows of `metrics.jsonl`; a last line that was cut short is not one."""
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return read_rows(self.metrics)
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that a resumed run takes again."""
@@ -89,7 +90,7 @@ def choose(recipe: Recipe, out: str | Path | None, resume: bool) -> RunFolder:
     if resume:
         for path in sorted(runs.values(), key=lambda path: path.stat().st_mtime, reverse=True):
             run = RunFolder(path)
-            if run.summary().get("status") not in OVER and run.is_of(recipe.data.source):
+            if run.summary().get("status") != "finished" and run.is_of(recipe.data.source):
                 return run
         raise ConfigError(
             f'there is no unfinished run of "{recipe.data.source}" in runs/; '

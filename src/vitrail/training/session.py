@@ -104,6 +104,7 @@ class Session:
         evaluation = self.measure()
         rate = evaluation.images / (time.monotonic() - began)
         self.add_row("val", evaluation.loss, evaluation.top1, None, None, rate)
+        self.log_began += time.monotonic() - began  # its time is not the training's
         if evaluation.top1 > self.best:
             self.best = evaluation.top1
             save(self.bundle(evaluation), self.run.path / "best")
@@ -120,10 +121,12 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint, if the weights are finite."""
         self.check_finite()
+        began = time.monotonic()
         parts = self.learner.state()
         parts["loop"] |= checkpoint.numbers({"best": self.best, **self.time_spent()})
         path = checkpoint.save(self.run.path / "checkpoints", self.done, parts)
         self.run.log(f"saved {path.name}")
+        self.log_began += time.monotonic() - began
 
     def finish(self) -> None:
         """Leave the last weights, a few images to try, the summary and the page."""
@@ -215,7 +218,13 @@ class Session:
             model=self.learner.answering,
             preprocess=self.preprocess,
             labels=self.data.train.classes,
-            origin={"run": str(self.run.path), "data": self.recipe.data.source, "step": self.done},
+            origin={
+                "run": str(self.run.path),
+                "data": self.recipe.data.source,
+                "held_out_share": self.recipe.data.held_out_share,
+                "split_seed": self.recipe.data.split_seed,
+                "step": self.done,
+            },
             metrics={"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss},
         )
 

@@ -122,7 +122,7 @@ def _load_folder(found: Origin, changes: dict[str, Any]) -> Bundle:
     tensors = files.read_tensors(found.path / "model.safetensors")
     with torch.device("meta"):
         model = ViT(config)
-    check_fit(model, tensors, found.path)
+    check_fit(model, tensors, found.path, changes)
     half = (torch.float16, torch.bfloat16)  # on disk; the arithmetic is float32
     whole = {name: t.float() if t.dtype in half else t for name, t in tensors.items()}
     model.load_state_dict(whole, assign=True)
@@ -152,8 +152,13 @@ def _check_place(folder: Path) -> None:
         raise OutputError(f"{folder} holds other files and no bundle; give a new or empty folder")
 
 
-def check_fit(model: ViT, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Raise `WeightsError` that names what is missing, unexpected and misshapen."""
+def check_fit(
+    model: ViT, tensors: Mapping[str, Tensor], where: Path, changes: Mapping[str, Any]
+) -> None:
+    """Raise `WeightsError` that names what is missing, unexpected and misshapen.
+
+    `changes` are the fields of the architecture that the caller gave instead of the stored ones.
+    """
     wanted = model.state_dict()
     lists = {
         "missing": [name for name in wanted if name not in tensors],
@@ -175,8 +180,10 @@ def check_fit(model: ViT, tensors: Mapping[str, Tensor], where: Path) -> None:
             for kind, names in lists.items()
             if names
         ]
+        cure = "the two files are not of one model: save the bundle again, or fetch it whole"
+        if changes:
+            cure = f"the tensors contradict what was given: {', '.join(changes)}; leave it out"
         raise WeightsError(
             f"{where / 'model.safetensors'} does not fit the architecture in its config.json:\n"
-            + "\n".join(rows)
-            + "\nthe two files are not of one model: save the bundle again, or fetch it whole"
+            + "\n".join([*rows, cure])
         )

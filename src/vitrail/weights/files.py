@@ -13,7 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vitrail.errors import OutputError, WeightsError
+from vitrail.errors import DataError, OutputError, WeightsError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -40,6 +40,27 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise WeightsError(f"{path} holds {type(values).__name__}, not an object")
     return values
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Give the rows of a file of JSON lines; a last line that was cut short is not one.
+
+    A file that is not there has none; a line that is no JSON object is a `DataError`.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise DataError(f"{path} line {number} is no row: {line.strip()[:80]}; remove the line")
+        rows.append(row)
+    return rows
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
