@@ -136,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         ordered = write_in_order(root / "ordered")
-        lines = ["# The digits", "", *(__doc__ or "").splitlines()[4:], ""]
+        lines = ["# The digits", "", *(__doc__ or "").split("\n\n", 2)[2:]]
         for name, data, split in (
             ("The fixed split", "digits", fixed),
             ("File order: other writers", ordered, ORDER),
