@@ -214,8 +214,9 @@ SHORT = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code (0 done, 2 usage or bad input, ...)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    flags = words[: words.index("--") if "--" in words else None]
+    debug = "--debug" in flags
+    words = [flag for flag in flags if flag != "--debug"] + words[len(flags) :]
     try:
         return _dispatch(words)
     except VitrailError as error:
@@ -260,8 +261,10 @@ def parse_train(words: list[str]) -> Train:
     if any(word in ("-h", "--help") for word in words):
         print(_train_help())
         raise SystemExit(0)
-    words = ["--help" if word == "--help-all" else word for word in words]
-    words = [_long(word) for word in words]
+    show_all = "--help-all" in words
+    words = [_long(word) for word in words if word != "--help-all"]
+    if show_all and not words:
+        words = ["digits"]
     # Once to learn which recipe is meant, and once more over that recipe's own values.
     first = _parse(Train, "train", words, Train(data=tyro.MISSING, tree=_unchecked(Recipe())))
     if first.resume and first.recipe is None:
@@ -277,7 +280,7 @@ def parse_train(words: list[str]) -> Train:
         recipe = replace(recipe, model=preset(first.model))
     recipe = replace(recipe, data=replace(recipe.data, source=first.data))
     default = Train(data=first.data, tree=_unchecked(recipe))
-    given = _parse(Train, "train", words, default)
+    given = _parse(Train, "train", [*words, "--help"] if show_all else words, default)
     # A width that was given takes the head width and the MLP width along, as in `replace`.
     flags = {word.partition("=")[0].replace("_", "-").replace(".no-", ".") for word in words}
     changed = {
