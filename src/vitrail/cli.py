@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from vitrail import __version__
+from vitrail.data.address import expand, parse
 from vitrail.errors import ConfigError, VitrailError, nearest
 from vitrail.model.checks import check_image_size
 from vitrail.model.config import ViTConfig
@@ -40,9 +41,6 @@ class Train:
     tree: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     def run(self) -> int:
-        from vitrail.data.address import parse
-
-        parse(self.tree.data.source)
         if self.print_recipe:
             print(to_toml(self.tree), end="")
             return 0
@@ -66,12 +64,11 @@ class Eval:
     json: bool = False  # print one JSON document
 
     def run(self) -> int:
-        from vitrail.data.address import parse as parse_data
         from vitrail.weights.origin import parse as parse_origin
 
         _check_batch_size(self.batch_size)
         parse_origin(self.model)
-        parse_data(self.data)
+        parse(self.data)
         from vitrail.data.sources import open_data
         from vitrail.inference.evaluate import evaluate
         from vitrail.inference.formats import evaluation_text
@@ -110,10 +107,9 @@ class Predict:
     json: bool = False  # print one JSON document
 
     def run(self) -> int:
-        from vitrail.data.address import expand
-        from vitrail.weights.origin import parse
+        from vitrail.weights.origin import parse as parse_origin
 
-        if parse(self.model).kind == "preset":
+        if parse_origin(self.model).kind == "preset":
             print(f"{self.model} has random weights: its answers mean nothing", file=sys.stderr)
         _check_batch_size(self.batch_size)
         if self.top < 1:
@@ -146,9 +142,9 @@ class Summary:
     json: bool = False  # print one JSON document
 
     def run(self) -> int:
-        from vitrail.weights.origin import parse
+        from vitrail.weights.origin import parse as parse_origin
 
-        origin = parse(self.model)
+        origin = parse_origin(self.model)
         if self.image_size is not None and origin.kind == "preset":
             check_image_size(self.image_size, preset(origin.name).patch_size)
         from vitrail.model.shapes import summary
@@ -265,34 +261,50 @@ def parse_train(words: list[str]) -> Train:
     words = [_long(word) for word in words if word != "--help-all"]
     if show_all and not words:
         words = ["digits"]
-    # Once to learn which recipe is meant, and once more over that recipe's own values.
-    first = _parse(Train, "train", words, Train(data=tyro.MISSING, tree=_unchecked(Recipe())))
-    if first.resume and first.recipe is None:
-        recipe = _recipe_to_resume(first.data, first.out)
-    elif first.recipe is None:
-        recipe, note = default_recipe(first.data)
-        other = first.model or any(word.startswith("--model.") for word in words)
-        if note and not other and not first.print_recipe:
-            print(note, file=sys.stderr)
-    else:
-        recipe = read_recipe(first.recipe)
-    if first.model is not None:
-        recipe = replace(recipe, model=preset(first.model))
-    recipe = replace(recipe, data=replace(recipe.data, source=first.data))
-    default = Train(data=first.data, tree=_unchecked(recipe))
-    given = _parse(Train, "train", [*words, "--help"] if show_all else words, default)
-    # A width that was given takes the head width and the MLP width along, as in `replace`.
     flags = {word.partition("=")[0].replace("_", "-").replace(".no-", ".") for word in words}
-    changed = {
-        f.name: getattr(given.tree.model, f.name)
-        for f in fields(ViTConfig)
-        if any(f"{flag}.".startswith(f"--model.{f.name.replace('_', '-')}.") for flag in flags)
-    }
     if "--data.source" in flags:
         raise ConfigError("--data.source: give the data as DATA, right after `train`")
-    if "classes" in changed:
+    if "--model.classes" in flags:
         raise ConfigError("--model.classes: a run has the classes of its data; leave it out")
-    return replace(given, tree=replace(given.tree, model=recipe.model.replace(**changed)))
+    if words and not words[0].startswith("-"):
+        parse(words[0])  # sooner than tyro has read the flags
+    default = Train(data=tyro.MISSING, tree=_unchecked(Recipe()))
+    given: Train = _parse(Train, "train", words, default)
+    recipe = _recipe(given, any(flag.startswith("--model.") for flag in flags))
+    if show_all:
+        default = Train(data=given.data, tree=_unchecked(recipe))
+        _parse(Train, "train", [*words, "--help"], default)
+    return replace(given, tree=_overlay(recipe, given.tree, flags, "--"))
+
+
+def _recipe(given: Train, other_model: bool) -> Recipe:
+    """Give the recipe that the flags ask for, or the data, or the run that is to be resumed."""
+    if given.recipe is not None:
+        recipe = read_recipe(given.recipe)
+    elif given.resume:
+        recipe = _recipe_to_resume(given.data, given.out)
+    else:
+        recipe, note = default_recipe(given.data)
+        if note and not (given.model or other_model or given.print_recipe):
+            print(note, file=sys.stderr)
+    if given.model is not None:
+        recipe = replace(recipe, model=preset(given.model))
+    return replace(recipe, data=replace(recipe.data, source=given.data))
+
+
+def _overlay(section: Any, given: Any, flags: set[str], before: str) -> Any:
+    """Give a section of the recipe with the leaves that flags name taken from `given`."""
+    changes = {}
+    for f in fields(section):
+        name, value = before + f.name.replace("_", "-"), getattr(given, f.name)
+        if is_dataclass(value):
+            changes[f.name] = _overlay(getattr(section, f.name), value, flags, name + ".")
+        elif name in flags:
+            changes[f.name] = value
+    # A width that was given takes the head width and the MLP width along.
+    return (
+        section.replace(**changes) if hasattr(section, "replace") else replace(section, **changes)
+    )
 
 
 class _AnyModel(ViTConfig):
