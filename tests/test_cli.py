@@ -86,7 +86,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Any:
         ("eval nano photos", 2, ["dark", "does not know"]),
         ("predict nano", 2, ["no image to answer for"]),
         ("predict nano nothing", 2, ['"nothing" holds no image']),
-        ("predict nano x.png --top 0", 2, ["--top is 0"]),
+        ("predict nano x.png --top 0", 2, ["top is 0"]),
         ("predict nano x.png --batch-size 0", 2, ["batch", "0"]),
         ("predict nowhere x.png", 2, ['no model "nowhere"']),
         ("predict dino-s16 x.png", 2, ["no classes"]),

@@ -66,7 +66,6 @@ class Eval:
     def run(self) -> int:
         from vitrail.weights.origin import parse as parse_origin
 
-        _check_batch_size(self.batch_size)
         parse_origin(self.model)
         parse(self.data)
         from vitrail.data.sources import open_data
@@ -111,9 +110,6 @@ class Predict:
 
         if parse_origin(self.model).kind == "preset":
             print(f"{self.model} has random weights: its answers mean nothing", file=sys.stderr)
-        _check_batch_size(self.batch_size)
-        if self.top < 1:
-            raise ConfigError(f"--top is {self.top}; it should be 1 or more")
         if not self.images:
             raise ConfigError("there is no image to answer for: name files or folders")
         images = expand(self.images)
@@ -301,10 +297,9 @@ def _overlay(section: Any, given: Any, flags: set[str], before: str) -> Any:
             changes[f.name] = _overlay(getattr(section, f.name), value, flags, name + ".")
         elif name in flags:
             changes[f.name] = value
-    # A width that was given takes the head width and the MLP width along.
-    return (
-        section.replace(**changes) if hasattr(section, "replace") else replace(section, **changes)
-    )
+    if isinstance(section, ViTConfig):  # a width takes the head width and the MLP width along
+        return section.replace(**changes)
+    return replace(section, **changes)
 
 
 class _AnyModel(ViTConfig):
@@ -404,11 +399,6 @@ def _section(name: str) -> str:
     section: Any = getattr(Recipe(), name)
     words = " ".join(f.name for f in fields(section))
     return words if len(words) < 76 else words[:72].rsplit(" ", 1)[0] + " ..."
-
-
-def _check_batch_size(size: int) -> None:
-    if size < 1:
-        raise ConfigError(f"--batch-size is {size}; it should be 1 or more")
 
 
 def _json(values: Mapping[str, Any]) -> str:
