@@ -65,6 +65,7 @@ def evaluate(
     Labels go by class name: raises `DataError` where the source has a class that the bundle
     cannot answer.
     """
+    loader = Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
     if not bundle.labels:
         raise ConfigError("this model has no classes to answer with: it gives features (classes 0)")
     unknown = [name for name in source.classes if name not in bundle.labels]
@@ -74,7 +75,6 @@ def evaluate(
             f"it knows {', '.join(bundle.labels[:5])}{' ...' * (len(bundle.labels) > 5)}"
         )
     bundle.model.to(pick_device(device))
-    loader = Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
     return evaluate_loader(bundle.model, bundle.preprocess, loader, bundle.labels, dtype)
 
 
