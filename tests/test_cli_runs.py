@@ -173,6 +173,7 @@ def _interrupted(*_: object) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_a_signal_saves_and_the_printed_command_ends_the_run(number: int, code: int) -> None:
     words = ["train", "photos", *TINY, "--epochs", "40", "--train.log-every", "1"]
     out = "my run"
@@ -198,6 +199,7 @@ def test_a_signal_saves_and_the_printed_command_ends_the_run(number: int, code: 
         assert status(out) == "finished"
 
 
+@pytest.mark.slow
 def test_the_way_to_an_answer_without_a_model_imports_no_torch() -> None:
     commands = [
         "--help",
@@ -257,6 +259,7 @@ def test_a_reader_of_progress_that_left_does_not_stop_the_training(
     assert status("run") == "finished"
 
 
+@pytest.mark.slow
 def test_doctor_and_presets_have_a_page_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert [main(["presets"]), main(["doctor"])] == [0, 0]
 

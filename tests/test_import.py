@@ -96,6 +96,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         exec("from vitrail import ViTT")
 
 
+@pytest.mark.slow
 def test_rooms_that_were_loaded_do_not_hide_public_functions() -> None:
     code = (
         "import vitrail, vitrail.training.loop, vitrail.inference.predict, vitrail.model.shapes;"

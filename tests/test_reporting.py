@@ -295,6 +295,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         write_run_page(tmp_path)
 
 
+@pytest.mark.slow
 def test_drawing_is_imported_only_when_a_page_is_written() -> None:
     code = "import sys, vitrail.reporting.page; print({'matplotlib', 'jinja2'} & {*sys.modules})"
 

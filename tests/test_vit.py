@@ -141,6 +141,7 @@ def test_a_layer_that_does_not_exist_is_told_with_those_that_do(images: Tensor, 
 
 
 @pytest.mark.parametrize("name", ["the default", "DINOv3", "SigLIP"])
+@pytest.mark.slow
 def test_compiled_is_eager(images: Tensor, name: str) -> None:
     model = randomize(ViT(TINY.replace(**VARIANTS[name]))).eval()
 
