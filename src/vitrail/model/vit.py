@@ -71,10 +71,16 @@ class PatchEmbedding(nn.Module):
 
     def check(self, images: Tensor) -> None:
         """Raise `ConfigError` where these images cannot be cut into this layer's patches."""
-        if images.ndim != 4 or images.shape[1] != self.proj.in_channels:
+        channels = self.proj.in_channels
+        if images.ndim != 4:
             raise ConfigError(
-                f"images of shape {tuple(images.shape)} do not fit: this model reads batches of "
-                f"images with {self.proj.in_channels} channels, (B, {self.proj.in_channels}, H, W)"
+                f"a tensor of shape {tuple(images.shape)} is no batch of images: this model reads "
+                f"(B, {channels}, H, W)"
+            )
+        if images.shape[1] != channels:
+            raise ConfigError(
+                f"the images have {images.shape[1]} channels, this model reads {channels}: convert "
+                f"them, or build the model with channels={images.shape[1]}"
             )
         check_image_size((images.shape[2], images.shape[3]), self.size)
 
