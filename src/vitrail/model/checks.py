@@ -20,6 +20,21 @@ def check_image_size(size: tuple[int, int], patch: int) -> None:
             )
 
 
+def check_images(shape: tuple[int, ...], channels: int, patch: int) -> None:
+    """Raise `ConfigError` where a batch of this shape cannot be cut into patches: B C H W."""
+    if len(shape) != 4:
+        raise ConfigError(
+            f"a tensor of shape {shape} is no batch of images: this model reads "
+            f"(B, {channels}, H, W)"
+        )
+    if shape[1] != channels:
+        raise ConfigError(
+            f"the images have {shape[1]} channels, this model reads {channels}: convert them, or "
+            f"build the model with channels={shape[1]}"
+        )
+    check_image_size((shape[2], shape[3]), patch)
+
+
 def check_sizes(config: "ViTConfig") -> None:
     """Raise `ConfigError` where a count or a size is out of range or does not divide."""
     check_range(config, "patch_size channels head_width mlp_width", 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.model import positions
-from vitrail.model.checks import check_image_size
+from vitrail.model.checks import check_images
 from vitrail.model.config import DropRates, ViTConfig
 from vitrail.model.initialization import initialize
 from vitrail.model.kernels import attend
@@ -71,18 +71,7 @@ class PatchEmbedding(nn.Module):
 
     def check(self, images: Tensor) -> None:
         """Raise `ConfigError` where these images cannot be cut into this layer's patches."""
-        channels = self.proj.in_channels
-        if images.ndim != 4:
-            raise ConfigError(
-                f"a tensor of shape {tuple(images.shape)} is no batch of images: this model reads "
-                f"(B, {channels}, H, W)"
-            )
-        if images.shape[1] != channels:
-            raise ConfigError(
-                f"the images have {images.shape[1]} channels, this model reads {channels}: convert "
-                f"them, or build the model with channels={images.shape[1]}"
-            )
-        check_image_size((images.shape[2], images.shape[3]), self.size)
+        check_images(tuple(images.shape), self.proj.in_channels, self.size)
 
 
 class MultiHeadAttention(nn.Module):
