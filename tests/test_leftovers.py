@@ -7,7 +7,7 @@ import torch
 
 from vitrail.cli import main
 from vitrail.inference.runner import undisturbed
-from vitrail.weights.files import mend
+from vitrail.weights.disk import mend
 
 
 def test_mending_clears_half_written_files_and_folders(tmp_path: Path) -> None:

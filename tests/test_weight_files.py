@@ -12,7 +12,7 @@ from conftest import TINY, randomize
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import OutputError
 from vitrail.model.vit import ViT
-from vitrail.weights import files
+from vitrail.weights import disk
 from vitrail.weights.bundle import Bundle, load, save
 
 LABELS = tuple("abcdefghi")
@@ -97,7 +97,7 @@ def test_an_interrupt_while_saving_leaves_the_old_bundle(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(files, "write_bytes", interrupted)
+        patch.setattr(disk, "write_bytes", interrupted)
         save(newer, tmp_path / "best")
 
     assert load(tmp_path / "best").labels == LABELS
@@ -117,11 +117,11 @@ def test_what_a_killed_save_left_is_in_nobody_s_way(bundle: Bundle, tmp_path: Pa
 def test_a_failed_file_leaves_the_old_one_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.write_bytes(tmp_path / "answers.csv", b"old")
+    disk.write_bytes(tmp_path / "answers.csv", b"old")
 
     with monkeypatch.context() as patch, pytest.raises(OutputError) as caught:
         fail_at(patch, os, "fsync", 1)
-        files.write_bytes(tmp_path / "answers.csv", b"new")
+        disk.write_bytes(tmp_path / "answers.csv", b"new")
 
     assert "answers.csv" in str(caught.value) and "bytes are free" in str(caught.value)
     assert (tmp_path / "answers.csv").read_bytes() == b"old"
@@ -188,7 +188,7 @@ def test_home_is_the_same_place_for_save_and_load(
 
 @pytest.mark.parametrize("name", ["x" * 250, "é" * 125, "new\nline", "-o"])
 def test_any_name_that_a_disk_takes_can_be_written(tmp_path: Path, name: str) -> None:
-    files.write_bytes(tmp_path / name, b"data")
+    disk.write_bytes(tmp_path / name, b"data")
 
     assert (tmp_path / name).read_bytes() == b"data"
     assert names(tmp_path) == [name]
@@ -198,7 +198,7 @@ def test_an_output_that_is_a_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "real.csv").write_bytes(b"old")
     (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
 
-    files.write_bytes(tmp_path / "link.csv", b"new")
+    disk.write_bytes(tmp_path / "link.csv", b"new")
 
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "real.csv").read_bytes() == b"new"

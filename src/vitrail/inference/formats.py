@@ -11,7 +11,7 @@ from typing import Any
 from vitrail.inference.evaluate import Evaluation
 from vitrail.inference.predict import Prediction
 from vitrail.model.page import aligned
-from vitrail.weights.files import write_bytes
+from vitrail.weights.disk import write_bytes
 
 
 def write_predictions(answers: Iterable[Prediction], how: str, output: str | None) -> int:

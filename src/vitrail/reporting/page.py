@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from vitrail.reporting import story
 from vitrail.reporting.curves import Line, draw
 from vitrail.reporting.run_files import RunFiles, read_run
-from vitrail.weights.files import write_bytes
+from vitrail.weights.disk import write_bytes
 
 MOST_MATRIX = 30  # classes; a larger confusion matrix is read by no one
 _MOST_CLASSES = 200  # rows of the class table, the worst first where there are more

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import WeightsError
-from vitrail.weights import files
+from vitrail.weights import disk, files
 
 KEPT = 2  # the newest ones; the one before the last is for when the last turns out broken
 
@@ -29,12 +29,12 @@ class Checkpoint(NamedTuple):
 def save(folder: Path, step: int, parts: Parts) -> Path:
     """Write `folder/step-N`, whole or not at all, and drop all but the newest ones."""
     path = folder / f"step-{step:08d}"
-    with files.new_folder(path) as beside:
+    with disk.new_folder(path) as beside:
         digests = {
             f"{name}.safetensors": files.write_tensors(beside / f"{name}.safetensors", tensors)
             for name, tensors in parts.items()
         }
-        files.write_json(beside / "index.json", {"step": step, "sha256": digests})
+        disk.write_json(beside / "index.json", {"step": step, "sha256": digests})
     found = steps(folder)
     # Later ones are broken, or of a run that was taken up before them: this one is the newest.
     kept = sorted((s for s in found if s <= step), reverse=True)[:KEPT]

@@ -14,7 +14,8 @@ from vitrail import __version__
 from vitrail.data.address import parse
 from vitrail.errors import ConfigError, OutputError
 from vitrail.training.recipe import Recipe, differences, read_recipe, same_source, to_toml
-from vitrail.weights.files import mend, read_json, read_rows, write_bytes, write_json, written
+from vitrail.weights.disk import mend, write_bytes, write_json, written
+from vitrail.weights.files import read_json, read_rows
 
 # What a run that was killed while it was begun may have left.
 _BEGUN = (

@@ -17,7 +17,7 @@ from vitrail.training.recipe import Recipe
 from vitrail.training.run_folder import RunFolder
 from vitrail.training.schedule import factor
 from vitrail.weights.bundle import Bundle, default_preprocess, save
-from vitrail.weights.files import write_bytes
+from vitrail.weights.disk import write_bytes
 
 EXAMPLES = 10  # held-out images that a run leaves, to try `predict` on
 

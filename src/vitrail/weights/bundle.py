@@ -14,7 +14,7 @@ from vitrail.errors import ConfigError, OutputError, WeightsError
 from vitrail.model.config import ViTConfig
 from vitrail.model.presets import preset
 from vitrail.model.vit import ViT, seeded
-from vitrail.weights import files
+from vitrail.weights import disk, files
 from vitrail.weights.origin import Origin, parse
 
 
@@ -55,9 +55,9 @@ def save(bundle: Bundle, folder: str | Path) -> Path:
         "origin": dict(bundle.origin or {}),
         "metrics": dict(bundle.metrics),
     }
-    with files.new_folder(folder) as beside:
+    with disk.new_folder(folder) as beside:
         files.write_tensors(beside / "model.safetensors", bundle.model.state_dict())
-        files.write_json(beside / "config.json", config)
+        disk.write_json(beside / "config.json", config)
     return folder
 
 
