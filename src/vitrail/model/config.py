@@ -34,6 +34,10 @@ class PositionResize:
                 "no checkpoint does: set one of them to false"
             )
 
+    def __str__(self) -> str:
+        flags = [name for name in ("antialias", "align_corners") if getattr(self, name)]
+        return ", ".join([self.mode, *flags, *([f"offset {self.offset:g}"] if self.offset else [])])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViTConfig:
