@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.model.config import ViTConfig
+from vitrail.weights.peer_models import load_package
 
 # Tensors this small gain nothing from threads, and lose much to them on a busy machine.
 torch.set_num_threads(1)
@@ -46,10 +47,7 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="session")
 def timm() -> ModuleType:
-    # timm imports torchvision, whose compiled part does not load beside the CPU build of torch;
-    # what its import misses is these two declarations.
-    for operator in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+    load_package("timm")
     import timm.layers
     import timm.models
 

@@ -15,7 +15,8 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, WeightsError
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
-from vitrail.weights.bundle import Bundle, load, save
+from vitrail.weights.bundle import Bundle, save
+from vitrail.weights.loading import load
 
 LABELS = ("a, b", "ü", "🦊", '"', "new\nline", "6", "7", "8", "9")
 

@@ -94,8 +94,8 @@ def test_a_bundle_that_a_run_does_not_have_is_told(noise: Path) -> None:
 def test_a_keyword_that_contradicts_the_tensors_is_named(noise: Path) -> None:
     vitrail.train(recipe(), "run")
 
-    with pytest.raises(WeightsError, match=r"(?s)head\.weight .*what was given: classes"):
-        vitrail.load("run", classes=5)
+    with pytest.raises(WeightsError, match=r"(?s)cls_token .*what was given: width"):
+        vitrail.load("run", width=16)
 
 
 def test_a_summary_takes_the_name_of_a_preset() -> None:

@@ -52,7 +52,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 def decoding_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+    return [t.name for t in threading.enumerate() if t.name.startswith("decode")]
 
 
 def check_rows(batches: list[Batch]) -> None:

@@ -7,7 +7,8 @@ from conftest import TINY, randomize
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.vit import ViT
-from vitrail.weights.bundle import Bundle, load, save
+from vitrail.weights.bundle import Bundle, save
+from vitrail.weights.loading import load
 from vitrail.weights.origin import parse
 
 
@@ -67,5 +68,5 @@ def test_an_unknown_origin_is_refused_with_the_nearest(origin: str, telling: str
 
 
 def test_a_folder_of_something_else_is_no_origin(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no run or bundle"):
+    with pytest.raises(WeightsError, match="is no run, no bundle"):
         load(tmp_path)

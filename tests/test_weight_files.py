@@ -13,7 +13,8 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import OutputError
 from vitrail.model.vit import ViT
 from vitrail.weights import disk
-from vitrail.weights.bundle import Bundle, load, save
+from vitrail.weights.bundle import Bundle, save
+from vitrail.weights.loading import load
 
 LABELS = tuple("abcdefghi")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

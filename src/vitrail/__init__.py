@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     )
     from vitrail.training.loop import Run, train
     from vitrail.training.recipe import Recipe, read_recipe
-    from vitrail.weights.bundle import Bundle, load, save
+    from vitrail.weights.bundle import Bundle, save
+    from vitrail.weights.convert import convert
+    from vitrail.weights.hub import push
+    from vitrail.weights.loading import load
 
 _HOME = {
     "vitrail.data.config": ("Augment",),
@@ -66,9 +69,11 @@ _HOME = {
     ),
     "vitrail.weights.bundle": (
         "Bundle",
-        "load",
         "save",
     ),
+    "vitrail.weights.convert": ("convert",),
+    "vitrail.weights.hub": ("push",),
+    "vitrail.weights.loading": ("load",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

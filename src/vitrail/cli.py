@@ -17,7 +17,7 @@ from vitrail import __version__
 from vitrail.data.address import expand, parse
 from vitrail.errors import ConfigError, VitrailError, nearest
 from vitrail.model.checks import check_image_size
-from vitrail.model.config import ViTConfig
+from vitrail.model.config import Activation, Pooling, Positions, ViTConfig
 from vitrail.model.presets import preset
 from vitrail.training.recipe import Data, Recipe, default_recipe, read_recipe, to_toml
 
@@ -56,7 +56,7 @@ class Train:
 class Eval:
     """Measure a model on labelled images: accuracy, calibration, classes, confusion."""
 
-    model: Text  # a run, a bundle or a preset
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
     data: Text  # its held-out images are measured
     batch_size: int = 64
     device: Device = "auto"
@@ -71,7 +71,7 @@ class Eval:
         from vitrail.data.sources import open_data
         from vitrail.inference.evaluate import evaluate
         from vitrail.inference.formats import evaluation_text
-        from vitrail.weights.bundle import load
+        from vitrail.weights.loading import load
 
         bundle = load(self.model)
         # Data without a split of its own is split as in the run, or what the model has learned
@@ -95,7 +95,7 @@ class Eval:
 class Predict:
     """Answer for images: the likeliest classes of each."""
 
-    model: Text  # a run, a bundle or a preset
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
     images: tyro.conf.Positional[tuple[str, ...]]  # files, or folders of them
     top: int = 5  # classes to answer with
     format: Literal["table", "csv", "jsonl"] = "table"
@@ -115,7 +115,7 @@ class Predict:
         images = expand(self.images)
         from vitrail.inference.formats import write_predictions
         from vitrail.inference.predict import stream
-        from vitrail.weights.bundle import load
+        from vitrail.weights.loading import load
 
         answers = stream(
             load(self.model),
@@ -133,7 +133,7 @@ class Predict:
 class Summary:
     """Walk through a model, step by step from image to logits: shapes, parameters, operations."""
 
-    model: Text  # a preset, a run or a bundle
+    model: Text  # a preset, a run, a bundle, a weight file, hf:OWNER/NAME or timm:NAME
     image_size: tuple[int, int] | None = None  # H W, else the model's own
     json: bool = False  # print one JSON document
 
@@ -144,7 +144,7 @@ class Summary:
         if self.image_size is not None and origin.kind == "preset":
             check_image_size(self.image_size, preset(origin.name).patch_size)
         from vitrail.model.shapes import summary
-        from vitrail.weights.bundle import architecture
+        from vitrail.weights.loading import architecture
 
         config = architecture(origin)
         size = (config.channels, *(self.image_size or config.image_size))
@@ -172,6 +172,63 @@ class Presets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Write a model as another library's files, and prove that the numbers stay the same."""
+
+    origin: Text  # a weight file, a library's folder, hf:OWNER/NAME, timm:NAME, a run, a bundle
+    target: Text  # a folder for timm, huggingface and vitrail, a file for the others
+    to: str  # timm, huggingface, torchvision, google, clip, dinov2, vit-pytorch, ..., vitrail
+    dialect: str | None = None  # whose names the origin has, where they do not tell
+    preset: str | None = None  # says what the origin's tensors do not show
+    revision: str | None = None  # of a hub repository
+    heads: int | None = None
+    activation: Activation | None = None
+    norm_eps: float | None = None
+    pooling: Pooling | None = None
+    positions: Positions | None = None
+    image_size: tuple[int, int] | None = None  # H W: the positions are resized
+    patch_size: int | None = None  # the patch kernel is resized
+    classes: int | None = None  # another number than the origin's: a fresh head
+    channels: int | None = None  # the patch kernel is adapted
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        parse_origin(self.origin)
+        from vitrail.weights.convert import conversion
+
+        own = ("origin", "target", "to", "json")
+        as_load = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+        done = conversion(self.origin, self.target, self.to, as_load, certified=True)
+        print(_json(done.to_json()) if self.json else done.text())
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Upload a model with a model card to the Hugging Face hub."""
+
+    model: Text  # a run or a bundle, or any other origin
+    repository: Text  # OWNER/NAME, made where it is missing
+    private: bool = False
+    revision: str | None = None  # a branch
+    message: str | None = None  # of the commit
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        if parse_origin(self.model).kind == "preset":
+            raise ConfigError(f"{self.model} has random weights: push what has learned something")
+        from vitrail.weights.hub import push
+        from vitrail.weights.loading import load
+
+        how = {"private": self.private, "message": self.message, "revision": self.revision}
+        print(push(load(self.model), self.repository, **how))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Say what this machine can do, and what is missing."""
 
@@ -191,6 +248,8 @@ VERBS: dict[str, type] = {
     "predict": Predict,
     "summary": Summary,
     "presets": Presets,
+    "convert": Convert,
+    "push": Push,
     "doctor": Doctor,
 }
 SHORT = {

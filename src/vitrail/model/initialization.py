@@ -24,6 +24,8 @@ def initialize(model: nn.Module, config: ViTConfig) -> None:
     is near. `docs/digits.md` has what the size of the first positions does at width 64.
     """
     for name, tensor in model.named_parameters():
+        if tensor.is_meta:  # no numbers yet; torch would load its compiler to draw none
+            continue
         module, kind = ["", *name.split(".")][-2:]
         if kind.endswith("bias"):
             nn.init.zeros_(tensor)

@@ -13,7 +13,8 @@ from vitrail.training.interrupt import listening
 from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.run_folder import check_same, choose
 from vitrail.training.session import Session
-from vitrail.weights.bundle import Bundle, load
+from vitrail.weights.bundle import Bundle
+from vitrail.weights.loading import load
 
 
 class Run(NamedTuple):

@@ -1,6 +1,6 @@
 """The bundle: a model with its preprocessing, its class names and where it comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,8 @@ from vitrail import __version__
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, OutputError, WeightsError
 from vitrail.model.config import ViTConfig
-from vitrail.model.presets import preset
-from vitrail.model.vit import ViT, seeded
+from vitrail.model.vit import ViT
 from vitrail.weights import disk, files
-from vitrail.weights.origin import Origin, parse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,33 +59,10 @@ def save(bundle: Bundle, folder: str | Path) -> Path:
     return folder
 
 
-def load(origin: str | Path, **config: Any) -> Bundle:
-    """Load a run's last bundle, a bundle, or a preset with random weights.
-
-    Keywords are `ViTConfig` fields that stand instead of the stored ones. Raises `WeightsError`
-    where nothing is there or a tensor is missing, unknown or of another shape.
-    """
-    found = parse(str(origin))
-    if found.kind == "preset":
-        architecture = preset(found.name).replace(**config)
-        return Bundle(
-            model=seeded(architecture, seed=0).eval(),
-            preprocess=default_preprocess(architecture),
-            labels=tuple(f"class {i}" for i in range(architecture.classes)),
-            origin={"preset": found.name},
-        )
-    return _load_folder(found, config)
-
-
 def default_preprocess(config: ViTConfig) -> Preprocess:
     """Give the preprocessing of a model that brings none: its size, values from -1 to 1."""
     half = (0.5,) * config.channels
     return Preprocess(size=config.image_size, mean=half, std=half)
-
-
-def architecture(origin: Origin) -> ViTConfig:
-    """Give the architecture of a model without its weights."""
-    return preset(origin.name) if origin.kind == "preset" else read_config(origin.path)[0]
 
 
 def read_config(folder: Path) -> tuple[ViTConfig, dict[str, Any]]:
@@ -116,28 +91,6 @@ def read_config(folder: Path) -> tuple[ViTConfig, dict[str, Any]]:
         raise WeightsError(f"{path}: {error}") from error
 
 
-def _load_folder(found: Origin, changes: dict[str, Any]) -> Bundle:
-    stored_config, stored = read_config(found.path)
-    config = stored_config.replace(**changes)
-    tensors = files.read_tensors(found.path / "model.safetensors")
-    with torch.device("meta"):
-        model = ViT(config)
-    check_fit(model, tensors, found.path, changes)
-    half = (torch.float16, torch.bfloat16)  # on disk; the arithmetic is float32
-    whole = {name: t.float() if t.dtype in half else t for name, t in tensors.items()}
-    model.load_state_dict(whole, assign=True)
-    try:
-        return Bundle(
-            model=model.eval(),
-            preprocess=Preprocess.from_json(stored["preprocess"]),
-            labels=tuple(stored["labels"]),
-            origin=stored.get("origin") or None,
-            metrics=stored.get("metrics") or {},
-        )
-    except ConfigError as error:
-        raise WeightsError(f"{found.path / 'config.json'}: {error}") from error
-
-
 def _check_place(folder: Path) -> None:
     """Refuse to put a bundle in the place of anything but a bundle."""
     if folder.exists() and not folder.is_dir():
@@ -153,37 +106,46 @@ def _check_place(folder: Path) -> None:
 
 
 def check_fit(
-    model: ViT, tensors: Mapping[str, Tensor], where: Path, changes: Mapping[str, Any]
+    config: ViTConfig, tensors: Mapping[str, Tensor], path: Path, changes: Mapping[str, Any]
 ) -> None:
     """Raise `WeightsError` that names what is missing, unexpected and misshapen.
 
     `changes` are the fields of the architecture that the caller gave instead of the stored ones.
     """
-    wanted = model.state_dict()
-    lists = {
+    lists = misfits(config, tensors)
+    lists["no numbers"] = [
+        f"{name} {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if name not in lists["unexpected"] and not tensor.is_floating_point()
+    ]
+    if any(lists.values()):
+        cure = "the two files are not of one model: save the bundle again, or fetch it whole"
+        if changes:
+            cure = f"the tensors contradict what was given: {', '.join(changes)}; leave it out"
+        raise WeightsError(
+            f"{path} does not fit the architecture in its config.json:{listed(lists)}\n{cure}"
+        )
+
+
+def misfits(config: ViTConfig, tensors: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Give what a model of this architecture misses in `tensors`, and what does not fit it."""
+    with torch.device("meta"):
+        wanted = ViT(config).state_dict()
+    return {
         "missing": [name for name in wanted if name not in tensors],
         "unexpected": [name for name in tensors if name not in wanted],
         "misshapen": [
             f"{name} {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
             for name in wanted
-            if name in tensors and tensors[name].shape != wanted[name].shape
-        ],
-        "no numbers": [
-            f"{name} {tensor.dtype}"
-            for name, tensor in tensors.items()
-            if name in wanted and not tensor.is_floating_point()
+            if name in tensors and tuple(tensors[name].shape) != tuple(wanted[name].shape)
         ],
     }
-    if any(lists.values()):
-        rows = [
-            f"  {kind:10}  {len(names):3}  {', '.join(names[:5] + ['...'] * (len(names) > 5))}"
-            for kind, names in lists.items()
-            if names
-        ]
-        cure = "the two files are not of one model: save the bundle again, or fetch it whole"
-        if changes:
-            cure = f"the tensors contradict what was given: {', '.join(changes)}; leave it out"
-        raise WeightsError(
-            f"{where / 'model.safetensors'} does not fit the architecture in its config.json:\n"
-            + "\n".join([*rows, cure])
-        )
+
+
+def listed(lists: Mapping[str, Sequence[str]]) -> str:
+    """Give a row for each list that holds something: how many, and the first five."""
+    return "".join(
+        f"\n  {kind:10}  {len(names):3}  {', '.join([*names[:5], *['...'] * (len(names) > 5)])}"
+        for kind, names in lists.items()
+        if names
+    )
