@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from vitrail.errors import ConfigError, WeightsError, check_names
 from vitrail.model.config import ViTConfig
 from vitrail.model.presets import preset, table
-from vitrail.weights.stored import Stored
+from vitrail.weights.formats.stored import Stored
 
 Shapes = Mapping[str, Stored]
 Size = tuple[int, int]
@@ -43,6 +43,8 @@ def settle(
     """
     check_names(given, [f.name for f in fields(ViTConfig)], "ViTConfig")
     _check_ranks(shapes)
+    if "blocks.0.norm1.weight" in shapes and "blocks.0.norm1.bias" not in shapes:
+        raise WeightsError("its norms have no bias (RMSNorm, as AIMv2's): it is no plain ViT")
     named = {} if preset_name is None else _fields(preset(preset_name))
     sources = {"given": given, "its config file": sidecar, f"preset {preset_name}": named}
     said: dict[str, Any] = {**home, **named, **sidecar, **given, **told}

@@ -10,8 +10,8 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.config import ViTConfig
+from vitrail.weights.formats.stored import Stored
 from vitrail.weights.rules import Rule
-from vitrail.weights.stored import Stored
 
 Stores = Mapping[str, Stored]
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import DataError, WeightsError
-from vitrail.weights.arrays import read_arrays
 from vitrail.weights.disk import write_bytes
-from vitrail.weights.foreign import WANTED, foreign
-from vitrail.weights.pickles import PICKLE, clean
-from vitrail.weights.safetensors_files import read_safetensors
-from vitrail.weights.stored import AGAIN, RawFile, Stored, check_total, look, told
-from vitrail.weights.torch_files import read_legacy, read_torchscript, read_zip
-from vitrail.weights.zips import directory
+from vitrail.weights.formats.arrays import read_arrays
+from vitrail.weights.formats.foreign import WANTED, foreign
+from vitrail.weights.formats.pickles import PICKLE, clean
+from vitrail.weights.formats.safetensors_files import read_safetensors
+from vitrail.weights.formats.stored import AGAIN, RawFile, Stored, check_total, look, told
+from vitrail.weights.formats.torch_files import read_legacy, read_torchscript, read_zip
+from vitrail.weights.formats.zips import directory
 
 __all__ = [
     "Stored", "WeightFile", "open_weights", "read_json", "read_rows", "read_tensors", "sha256",

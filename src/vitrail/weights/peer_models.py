@@ -19,7 +19,8 @@ from vitrail.errors import WeightsError
 from vitrail.model.config import ViTConfig
 from vitrail.weights import files
 from vitrail.weights.dialect import spell
-from vitrail.weights.dialects import timm as timm_files
+from vitrail.weights.dialects import timm as timm_dialects
+from vitrail.weights.dialects import timm_files
 from vitrail.weights.equivalent import within
 from vitrail.weights.origin import choose
 from vitrail.weights.reading import Reading
@@ -128,9 +129,9 @@ def _timm(reading: Reading, values: Mapping[str, Tensor]) -> Peer:
     model = _timm_model(reading, values)
     dialect = reading.dialect
     # The chunks and prefixes of training files are not known to timm.
-    trained = dialect.name in ("dinov2", "dinov3") or dialect == timm_files.DINO
+    trained = dialect.name in ("dinov2", "dinov3") or dialect == timm_dialects.DINO
     state = _theirs(reading, spelled=trained)
-    if dialect == timm_files.OPEN_CLIP:
+    if dialect == timm_dialects.OPEN_CLIP:
         state = {f"visual.{name}": tensor for name, tensor in state.items()}
     if reading.config.positions == "rope":
         from timm.models.eva import checkpoint_filter_fn
@@ -150,7 +151,7 @@ def _timm_model(reading: Reading, values: Mapping[str, Tensor]) -> Any:
     from timm.layers.norm import LayerNorm
 
     rope = reading.config.positions == "rope"
-    holds = (timm_files.EVA if rope else timm_files.TIMM).holds(reading.config)
+    holds = (timm_dialects.EVA if rope else timm_dialects.TIMM).holds(reading.config)
     # It is built here as no file could have it built: with any eps, and without layer scale.
     holds = {n: value for n, value in holds.items() if n not in ("norm_eps", "layer_scale")}
     _, config, _ = within(values, reading.config, holds, "timm")

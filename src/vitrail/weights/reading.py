@@ -17,9 +17,9 @@ from vitrail.weights import architecture, files, rules
 from vitrail.weights.bundle import listed, misfits
 from vitrail.weights.dialect import Dialect, Sidecar, spell
 from vitrail.weights.dialects.table import DIALECTS
+from vitrail.weights.formats.stored import Stored
 from vitrail.weights.origin import SIDECARS
 from vitrail.weights.recognize import recognize
-from vitrail.weights.stored import Stored
 
 log = logging.getLogger("vitrail")
 

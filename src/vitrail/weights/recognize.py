@@ -8,7 +8,7 @@ from vitrail.errors import WeightsError, nearest
 from vitrail.weights import rules
 from vitrail.weights.dialect import Dialect, Stores
 from vitrail.weights.dialects.table import DIALECTS
-from vitrail.weights.stored import Stored
+from vitrail.weights.formats.stored import Stored
 
 # What trainers and compilers put before a name; of two that fit, the earlier is taken: averaged
 # weights before raw ones, the teacher before the student.

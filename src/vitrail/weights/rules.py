@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vitrail.errors import WeightsError
-from vitrail.weights.stored import Stored
+from vitrail.weights.formats.stored import Stored
 
 # What is known of the architecture: `ViTConfig` fields by name. Before the architecture is worked
 # out only what the user, a preset or a config file says is in it, and shapes are all that is asked.

@@ -20,8 +20,8 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.config import PositionResize, ViTConfig
 from vitrail.weights.dialect import HALF, Dialect, Export, Stores, spell
+from vitrail.weights.formats.stored import Stored
 from vitrail.weights.rules import TRANSPOSED, Known, Rule, Way, from_flat, rule
-from vitrail.weights.stored import Stored
 
 _BLOCK, _SCANNED = "Transformer/encoderblock_{i}", "Transformer/encoderblock/"
 _ATTENTION = "MultiHeadDotProductAttention_0"

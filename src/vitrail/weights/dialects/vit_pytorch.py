@@ -16,8 +16,8 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.config import ViTConfig
 from vitrail.weights.dialect import Dialect, Export, Stores, has
+from vitrail.weights.formats.stored import Stored
 from vitrail.weights.rules import FLAT, Known, Way, layer, rule
-from vitrail.weights.stored import Stored
 
 _ATTENTION, _MLP = "transformer.layers.{i}.0", "transformer.layers.{i}.1"
 _QKV = re.compile(r"transformer\.layers\.\d+\.0\.(fn\.)?to_qkv\.weight")

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from vitrail.errors import WeightsError
-from vitrail.weights.pickles import clean
-from vitrail.weights.stored import AGAIN, BOMB_BYTES, BOMB_RATIO, RawFile
+from vitrail.weights.formats.pickles import clean
+from vitrail.weights.formats.stored import AGAIN, BOMB_BYTES, BOMB_RATIO, RawFile
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # its mark, and the lengths of the name and the rest
 

@@ -3,8 +3,8 @@
 import re
 
 from vitrail.errors import WeightsError
-from vitrail.weights.pickles import clean
-from vitrail.weights.stored import AGAIN, RawFile
+from vitrail.weights.formats.pickles import clean
+from vitrail.weights.formats.stored import AGAIN, RawFile
 
 WANTED = "wanted are safetensors, a torch file (.pth, .pt, .bin) or an .npz"
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from vitrail.errors import WeightsError
-from vitrail.weights.pickles import clean
-from vitrail.weights.stored import AGAIN, MOST_AXES, RawFile, Stored
+from vitrail.weights.formats.pickles import clean
+from vitrail.weights.formats.stored import AGAIN, MOST_AXES, RawFile, Stored
 
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 

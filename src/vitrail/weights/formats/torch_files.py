@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from vitrail.errors import WeightsError
-from vitrail.weights.pickles import Attributes, Machine, refuse
-from vitrail.weights.stored import AGAIN, RawFile, Stored
-from vitrail.weights.torch_views import (
+from vitrail.weights.formats.pickles import Attributes, Machine, refuse
+from vitrail.weights.formats.stored import AGAIN, RawFile, Stored
+from vitrail.weights.formats.torch_views import (
     BUILDERS,
     SCRIPT_BUILDERS,
     Places,
@@ -25,7 +25,7 @@ from vitrail.weights.torch_views import (
     flatten,
     stored,
 )
-from vitrail.weights.zips import Member, unpack
+from vitrail.weights.formats.zips import Member, unpack
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of an old file
 

@@ -12,7 +12,7 @@ from io import BufferedReader, BytesIO
 from typing import Any, NoReturn
 
 from vitrail.errors import UnsafeError, VitrailError, WeightsError
-from vitrail.weights.stored import AGAIN, RawFile
+from vitrail.weights.formats.stored import AGAIN, RawFile
 
 # How pickles start: with their protocol, or, before protocol 2, in a few ways.
 PICKLE = re.compile(rb"\x80[\1-\5]|\(?c[\w.]+\n\w+\n[pq(]|\([dl]p\d+\n|[}\]]q\0")

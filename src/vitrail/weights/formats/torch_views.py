@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import WeightsError
-from vitrail.weights.pickles import PLAIN, Attributes, left_out
-from vitrail.weights.stored import AGAIN, MOST_AXES, RawFile, Stored
+from vitrail.weights.formats.pickles import PLAIN, Attributes, left_out
+from vitrail.weights.formats.stored import AGAIN, MOST_AXES, RawFile, Stored
 
 # No weights nest, name or count their tensors past these; a made-up file can in a few bytes.
 _DEPTH, _NAME, _VALUES = 32, 1000, 1_000_000

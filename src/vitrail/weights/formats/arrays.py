@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import UnsafeError, WeightsError
-from vitrail.weights.stored import AGAIN, RawFile, Stored, memory
-from vitrail.weights.zips import Member, unpack
+from vitrail.weights.formats.stored import AGAIN, RawFile, Stored, memory
+from vitrail.weights.formats.zips import Member, unpack
 
 _HEADER_BYTES = 10_000  # numpy's own limit for a header that it parses
 
