@@ -181,6 +181,7 @@ def test_the_blog_s_two_scales_turn_into_each_other(name: str, to: str, tmp_path
         ("blog: linear", "torchvision", "pooling"),
         ("clip: all of CLIP", "torchvision", "pre_norm"),
         ("timm: ViT, DeiT, DINO", "torchvision", "image_size"),
+        ("timm: CLIP", "timm", "norm_eps"),
     ],
 )
 def test_what_has_no_place_in_a_dialect_is_named(

@@ -58,11 +58,13 @@ def assert_same_tensors(back: Any, source: Any, folded: tuple[str, ...] = ()) ->
             assert torch.equal(mine, theirs), f"{name} has other values"
 
 
+# An eps of 1e-3: no file of timm can say it (test_conversions.py).
+NOT_BACK = ("timm: CLIP",)
 BARE = [
     (name, dtype)
     for name in ORACLES
     for dtype in (torch.float32, torch.float64)
-    if dtype == torch.float32 or name not in HALF
+    if name not in NOT_BACK and (dtype == torch.float32 or name not in HALF)
 ]
 
 

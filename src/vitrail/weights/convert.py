@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitrail.errors import OutputError, WeightsError, nearest
 from vitrail.model.config import ViTConfig
+from vitrail.model.vit import ViT
 from vitrail.weights import disk, files, rules
 from vitrail.weights.bundle import Bundle, save
 from vitrail.weights.certificate import Certificate, certify
@@ -106,7 +107,7 @@ def conversion(
         said_in, export, config, changes = exported(bundle, to)
         _write(target, said_in, export)
         known = {} if said_in.writes == "folder" else _unseen(config)
-    difference, largest = _compare(bundle, target, to, known, config)
+    difference, largest = _compare(bundle, target, to, known)
     slight = [line for line in changes if SLIGHTLY in line]
     if difference > SAME * largest and not slight:
         raise WeightsError(
@@ -137,6 +138,7 @@ def exported(bundle: Bundle, to: str) -> tuple[Dialect, Export, ViTConfig, list[
     dialect = for_export(to, config, kept)
     tensors = {name: t.detach().cpu() for name, t in bundle.model.state_dict().items()}
     tensors, config, changes = within(tensors, config, dialect.holds(config), to)
+    _check_eps(bundle.model, config.norm_eps, to)
     tensors = {name: _as_stored(name, t, origin) for name, t in tensors.items()}
     known = {f.name: getattr(config, f.name) for f in fields(config)}
     theirs, used = rules.write(dialect.rules, tensors, known)
@@ -153,6 +155,23 @@ def _as_stored(name: str, tensor: Tensor, origin: Mapping[str, Any]) -> Tensor:
         return tensor
     half = tensor.to(dtype)
     return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+
+
+def _check_eps(model: ViT, eps: float, to: str) -> None:
+    """Raise `WeightsError` where the eps of the norms there changes more than the last digits."""
+    have = model.config.norm_eps
+    if eps == have:
+        return
+    with torch.device("meta"):
+        other = ViT(model.config.replace(norm_eps=eps))
+    other.load_state_dict(model.state_dict(), assign=True)
+    difference, largest = _difference(model, other.eval())
+    if difference > SAME * largest:
+        raise WeightsError(
+            f"{to} has no place for norm_eps = {have:g} (there: {eps:g}): the answers would be "
+            f"{difference:.1e} of {largest:.3g} apart; load it with norm_eps={eps:g} to have "
+            "another model than it was, knowingly"
+        )
 
 
 def _check_target(target: Path, to: str) -> None:
@@ -206,16 +225,25 @@ def _unseen(config: ViTConfig) -> dict[str, Any]:
     return known if config.positions == "learned" else known | {"positions": config.positions}
 
 
-@torch.no_grad()
 def _compare(
-    bundle: Bundle, target: Path, to: str, known: Mapping[str, Any], config: ViTConfig
+    bundle: Bundle, target: Path, to: str, known: Mapping[str, Any]
 ) -> tuple[float, float]:
     """Read what was written as anybody would, and give the largest difference of its answers."""
     wanted = None if to == "vitrail" else to
-    again = load_with_facts(target, wanted, None, None, known).bundle.model
+    return _difference(
+        bundle.model, load_with_facts(target, wanted, None, None, known).bundle.model
+    )
+
+
+@torch.no_grad()
+def _difference(model: ViT, other: ViT) -> tuple[float, float]:
+    """Give the largest difference of two models' answers for two images, and the largest answer."""
+    config, weight = model.config, model.patch_embed.proj.weight
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(2, config.channels, *config.image_size, generator=draw)
-    model = bundle.model.cpu().eval()
-    images = images.to(model.patch_embed.proj.weight.dtype)
-    expected, found = model(images), again.to(images.dtype)(images)
+    images = images.to(weight.device, weight.dtype)
+    training = model.training
+    expected = model.eval()(images)
+    model.train(training)
+    found = other.to(weight.device)(images.to(other.patch_embed.proj.weight.dtype))
     return float((expected - found).abs().max()), float(expected.abs().max())

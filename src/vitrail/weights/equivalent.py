@@ -20,6 +20,8 @@ Tensors = dict[str, Tensor]
 # image sizes than the native one alone. It is told, and the certificate measures it.
 SLIGHT = ("norm_eps", "position_resize")
 SLIGHTLY = "has no word for it"
+# What may be given with the origin, so that the model is another one than it was.
+ARITHMETIC = ("activation", "norm_eps", "classes")
 
 
 def within(
@@ -30,7 +32,7 @@ def within(
     `into` is the name of what they are for. Raises `WeightsError` that names every part that has
     no place there.
     """
-    tensors, told, homeless = dict(tensors), [], []
+    tensors, told, homeless, cures = dict(tensors), [], [], []
     for name, allowed in holds.items():
         have = getattr(config, name)
         choices = allowed if isinstance(allowed, tuple) else (allowed,)
@@ -45,15 +47,17 @@ def within(
         changed = change(dict(tensors), config, want) if change else None
         if changed is None:
             homeless.append(f"{name} = {_text(have)} (there: {' or '.join(map(_text, choices))})")
+            if name in ARITHMETIC:
+                cures.append(f"{name}={_text(want)}")
             continue
         more = {"prefix_positions": 0} if name == "positions" else {}
         tensors, config = changed, config.replace(**{name: want}, **more)
         told.append(f"{name} {_text(have)} -> {_text(want)}: the same numbers")
     if homeless:
-        raise WeightsError(
-            f"{into} has no place for {'; '.join(homeless)}. Give the value there with the origin "
-            "to change the arithmetic knowingly, or choose another dialect"
-        )
+        cure = "choose another dialect"
+        if len(cures) == len(homeless):
+            cure = f"load it with {', '.join(cures)} to have another model than it was, knowingly"
+        raise WeightsError(f"{into} has no place for {'; '.join(homeless)}: {cure}")
     return tensors, config, told
 
 
