@@ -67,7 +67,7 @@ OTHER_TOKENS = ("huggingface: CLIP, whole",)
 def certificate_of(origin: Path, oracle: Oracle, **more: Any) -> Certificate:
     given = {**oracle.given, **more}
     dialect = given.pop("dialect", None)
-    return certify(str(origin), *load_with_facts(origin, dialect, None, None, given))
+    return certify(str(origin), load_with_facts(origin, dialect, None, None, given))
 
 
 def compared(certificate: Certificate) -> Comparison:
@@ -348,7 +348,7 @@ def test_a_conversion_s_record_has_both_ends(tmp_path: Path) -> None:
     digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
     assert f"{digest}  model.safetensors" in written
     assert json.loads(json.dumps(record.to_json()))["source"]["parameters"] > 0
-    again = certify(str(target), *load_with_facts(target, None, None, None, {}))
+    again = certify(str(target), load_with_facts(target, None, None, None, {}))
     comparison = compared(again)
     assert comparison.library.startswith("transformers ")
     assert all(row.share <= 1e-5 for row in comparison.rows)

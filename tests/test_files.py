@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import resource
+import signal
 import struct
 import sys
 import tarfile
@@ -91,6 +92,22 @@ def little_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@contextmanager
+def little_time() -> Iterator[None]:
+    """Let the process compute for 20 seconds at most; each file below takes less than two."""
+
+    def stop(*_: object) -> None:
+        pytest.fail("reading takes too long")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, 20)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 class Calls:
@@ -440,6 +457,8 @@ def two(name: str, offsets: object) -> str:
         (header(one([-1, -1], [0, 4]), 4), "shape [-1, -1]"),
         (header(one([1], [-4, 0]), 4), "offsets -4, 0"),
         (header(one([1.0], [0, 4]), 4), "shape [1.0]"),
+        (header(one([10**4000, 10**4000], [0, 4]), 4), "shape [1000000000"),
+        (header(one([2**63, 0], [0, 4]), 4), "shape [9223372036854775808, 0]"),
         (header(one([True], [0, 4]), 4), "shape [True]"),
         (header(one(4, [0, 4]), 4), "header"),
         (header(one([1], [0, 4, 8]), 4), "header"),
@@ -591,6 +610,185 @@ def test_a_broken_pickle_is_told(tmp_path: Path, data: bytes) -> None:
         assert "broken pickle" in refused(path)
 
 
+# Two of the tuple before, a hundred times: its text would have 2 ** 100 signs.
+DOUBLED = b")" + b"q\0h\0\x86" * 100
+DEEP = b")" + b"\x85" * 100_000
+STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000NK\2t"  # its identity
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+LONG = b"\x8b\0\x10\0\0" + b"\1" * 4096  # a number of 9,864 digits
+
+
+def long1(number: int) -> bytes:
+    data = number.to_bytes(number.bit_length() // 8 + 1, "little")
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def rebuilt(offset: bytes = b"K\0", shape: bytes = b"K\2\x85", stride: bytes = b"K\1\x85") -> bytes:
+    """Give the instructions for a tensor."""
+    return REBUILD + b"(" + STORAGE + b"Q" + offset + shape + stride + b"\x89NtR"
+
+
+@pytest.mark.parametrize(
+    ("data", "telling"),
+    [
+        (b"X\5\0\0\0torch" + DOUBLED + b"\x93", "type tuple is no short text"),
+        (DOUBLED + b"X\4\0\0\0Size\x93", "type tuple is no short text"),
+        (DEEP + b"X\4\0\0\0Size\x93", "type tuple is no short text"),
+        (STORAGE.replace(b"X\1\0\0\x000", DOUBLED) + b"Q", "type tuple is no short text"),
+        (STORAGE.replace(b"X\7\0\0\0storage", DOUBLED) + b"Q", "should be a storage"),
+        (b"]q\0(" + STORAGE[1:-1] + b"N" * 1000 + b"eQ", "short list of arguments"),
+        (b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch\nSize\nN]NtR", "short list of"),
+        (rebuilt(shape=DOUBLED, stride=DOUBLED), "that none has"),
+        (rebuilt(shape=DOUBLED + b"\x85"), "that none has"),
+        (rebuilt(offset=LONG), "that none has"),
+        (rebuilt(stride=LONG + b"\x85"), "that none has"),
+        (b"}(" + LONG + b"Nu", "type int is no short text or small number"),
+        (b"}(X\0\4\0\0" + b"x" * 1024 + b"Nu", "type str is no short text"),
+        (b"}(K\1NX\1\0\0\x001Nu", "two values are called 1"),
+        (b"h" + b"\0", "KeyError"),
+        (b"g" + b"9" * 5000 + b"\n", "ValueError"),
+        # Python gives all of these numbers one hash.
+        (b"}(" + b"".join(long1(k * (2**61 - 1)) + b"N" for k in range(5, 20_005)) + b"u",
+         "type int is no short text or small number"),
+    ],
+)  # fmt: skip
+def test_nothing_in_a_pickle_is_shown_or_hashed_that_may_have_no_end(
+    tmp_path: Path, data: bytes, telling: str
+) -> None:
+    path = torch_pickle(tmp_path / "a.pth", b"\x80\2" + data + b".")
+
+    with little_memory(), little_time():
+        message = refused(path)
+
+    assert "broken pickle" in message and telling in message and len(message) < 1000
+
+
+def test_a_key_that_is_no_text_is_called_by_its_type(tmp_path: Path) -> None:
+    tensor = rebuilt()
+    data = b"\x80\2}(" + DOUBLED + tensor + DEEP + tensor + b"K\7" + tensor + b"u."
+    path = torch_pickle(tmp_path / "a.pth", data.replace(b"X\1\0\0\x000", b"K\0"))
+
+    with little_memory(), little_time():
+        tensors = read(path)
+
+    assert list(tensors) == ["tuple 0", "tuple 1", "7"]
+
+
+def test_notes_of_a_pickle_with_numbers_of_one_hash_are_read_at_once(tmp_path: Path) -> None:
+    notes = b"".join(b"p%d\n" % (k * (2**61 - 1)) for k in range(200_000))
+    path = torch_pickle(tmp_path / "a.pth", b"\x80\2}" + notes + b".")
+
+    with little_time():
+        assert read(path) == {}
+
+
+def legacy(path: Path, content: bytes, keys: bytes) -> Path:
+    """Give a file as torch.save wrote it before 1.6, with these pickles."""
+    head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+    path.write_bytes(b"".join(pickle.dumps(value, 2) for value in head) + content + keys)
+    return path
+
+
+@pytest.mark.parametrize("key", [DOUBLED, DEEP, LONG])
+def test_an_old_file_with_a_key_that_has_no_end_is_told(tmp_path: Path, key: bytes) -> None:
+    path = legacy(tmp_path / "a.pth", b"\x80\2}.", b"\x80\2]" + key + b"a." + bytes(99))
+
+    with little_memory(), little_time():
+        assert "numbers are missing" in refused(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_object_that_holds_itself_is_told(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "a.pt")
+    itself = b"\x80\2c__torch__\nA\n)\x81q\0h\0b."
+    chain = b"\x80\2c__torch__\nA\nq\0)\x81" + b"q\1h\0)\x81h\1b" * 5000 + b"."
+    inside = b"\x80\2c__torch__\nA\n)\x81q\0}X\1\0\0\0ah\0sb."
+
+    assert read(replaced(tmp_path / "a.pt", "/data.pkl", itself)) == {}
+    assert read(replaced(tmp_path / "a.pt", "/data.pkl", chain)) == {}
+    assert "as no weights do" in refused(replaced(tmp_path / "a.pt", "/data.pkl", inside))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_a_scripted_object_does_not_keep_is_walked_over_only_so_often(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        linear = b"c" + archive.read("a/data.pkl").split(b"c", 1)[1].split(b")", 1)[0] + b")\x81"
+    state = b"}(" + b"".join(b"J" + struct.pack("<I", k) + b"N" for k in range(100_000)) + b"u"
+    data = b"\x80\2](" + linear + state + b"bq\0" + b"h\0" * 100_000 + b"e."
+    path = replaced(tmp_path / "a.pt", "/data.pkl", data)
+
+    with little_time():
+        assert "as no weights do" in refused(path)
+
+
+@pytest.mark.parametrize("dtype", ["qint8", "quint4x2", "int4", "uint1"])
+def test_numbers_that_torch_cannot_copy_are_named(tmp_path: Path, dtype: str) -> None:
+    name = b"ctorch\n" + dtype.encode() + b"\n"
+    turned = b"}X\1\0\0\0a" + rebuilt(b"K\0", b"K\1K\2\x86", b"K\1K\1\x86") + b"s"
+
+    path = torch_pickle(
+        tmp_path / "a.pth", b"\x80\2" + turned.replace(b"ctorch\nFloatStorage\n", name) + b"."
+    )
+
+    assert f"a is a torch.{dtype} tensor" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("member", "telling"),
+    [("/data.pkl", "compressed by another tool"), ("/byteorder", "in 41,943,040 bytes")],
+)
+def test_what_describes_a_torch_file_is_short_and_not_packed(
+    tmp_path: Path, member: str, telling: str
+) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    large = replaced(tmp_path / "a.pth", member, bytes(40 * 2**20))
+    with (
+        zipfile.ZipFile(large) as old,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info), int(info.filename.endswith(member)) * 8)
+
+    with little_memory():
+        assert "in 41,943,040 bytes" in refused(large)
+        assert telling in refused(tmp_path / "b.pth")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_code_of_torchscript_is_short(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "a.pt")
+
+    path = replaced(tmp_path / "a.pt", ".py", b"\n" * 20 * 2**20)
+
+    assert "in 20,971,520 bytes" in refused(path)
+
+
+def test_the_pickles_of_an_old_file_are_short(tmp_path: Path) -> None:
+    text = b"\x80\2X" + struct.pack("<I", 2**25) + bytes(2**25) + b"."
+
+    path = legacy(tmp_path / "a.pth", text, b"\x80\2].")
+
+    assert "broken pickle at 33,554,432 bytes" in refused(path)
+
+
+def test_a_pickle_of_countless_instructions_is_told(tmp_path: Path) -> None:
+    path = torch_pickle(tmp_path / "a.pth", b"\x80\2" + b"]q\0" * 2**19 + b".")
+
+    with little_memory():
+        assert "more than 1,000,000 instructions" in refused(path)
+
+
+def test_a_little_file_cannot_name_its_tensors_countless_times(tmp_path: Path) -> None:
+    value: Any = torch.zeros(0)
+    for _ in range(20):
+        value = [value, value]
+    torch.save({"a" * 500: value}, tmp_path / "a.pth")
+
+    with little_memory():
+        assert "as no weights do" in refused(tmp_path / "a.pth")
+
+
 def test_a_tensor_beyond_its_storage_is_told(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "a.pth") as archive:
@@ -658,6 +856,36 @@ def test_an_array_that_torch_has_no_kind_for_is_named(
 
 
 @pytest.mark.parametrize(
+    "shape",
+    [
+        f"({'9' * 4000}, {'9' * 4000})",
+        f"(0x{'f' * 4500}, 0x{'f' * 4500})",
+        f"({(f'{2**62}, ' * 400)})",
+        "(-1,)",
+        "(True,)",
+    ],
+)
+def test_an_array_of_a_shape_that_none_has_is_told(tmp_path: Path, shape: str) -> None:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text)
+
+    assert "a has a shape that no array has" in refused(tmp_path / "a.npz")
+
+
+def test_json_of_countless_bytes_is_not_read(tmp_path: Path) -> None:
+    path, header = tmp_path / "config.json", tmp_path / "a.safetensors"
+    path.write_bytes(b'{"a": [' + b"[]," * (6 * 2**20) + b"[]]}")
+    header.write_bytes(struct.pack("<Q", path.stat().st_size) + path.read_bytes())
+
+    with little_memory():
+        assert "16,777,216 are read at most" in refused(header)
+        assert "more than 16,777,216 bytes" in refused(path)
+        with pytest.raises(WeightsError, match="more than 16,777,216 bytes"):
+            files.read_json(path)
+
+
+@pytest.mark.parametrize(
     ("weight_map", "telling"),
     [
         ({"a": "gone.safetensors"}, "gone.safetensors, which is not there"),
@@ -665,6 +893,7 @@ def test_an_array_that_torch_has_no_kind_for_is_named(
         ({"a": "../1.safetensors"}, "names the part ../1.safetensors"),
         ({"a": "folder/1.safetensors"}, "beside their index"),
         ({"a": ".."}, "beside their index"),
+        ({"a": "x" * 2**20}, "beside their index"),
         ({"a": "/etc/passwd"}, "beside their index"),
         ({"a": "1.safetensors\0"}, "beside their index"),
         ({"a": 1}, "no index of weights"),

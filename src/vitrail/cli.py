@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
@@ -194,8 +195,14 @@ class Convert:
 
     def run(self) -> int:
         from vitrail.weights.origin import parse as parse_origin
+        from vitrail.weights.target import check_dialect, check_target
 
         parse_origin(self.origin)
+        check_target(Path(self.target).expanduser(), self.to)
+        if self.dialect is not None:
+            check_dialect(self.dialect)
+        if self.preset is not None:
+            preset(self.preset)
         from vitrail.weights.convert import conversion
 
         own = ("origin", "target", "to", "json")

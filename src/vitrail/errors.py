@@ -4,7 +4,7 @@ A message has three parts: what was found, what was wanted, what to do. The comm
 it without a traceback; anything that is not a `VitrailError` is a defect of ours and exits 1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -69,10 +69,16 @@ def check_names(given: Iterable[str], known: Iterable[str], owner: str) -> None:
 
 def check_types(config: object) -> None:
     """Raise `ConfigError` where a dataclass holds a value that its annotation does not allow."""
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _fits(value, hint):
-            raise ConfigError(f"{name} is {value!r}; it should be {_wanted(value, hint)}")
+    owner = type(config)
+    check_values({name: getattr(config, name) for name in get_type_hints(owner)}, owner)
+
+
+def check_values(values: Mapping[str, object], owner: type) -> None:
+    """Raise `ConfigError` where a value is not what the field of `owner` with its name allows."""
+    hints = get_type_hints(owner)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise ConfigError(f"{name} is {value!r}; it should be {_wanted(value, hints[name])}")
 
 
 def check_range(

@@ -101,7 +101,7 @@ class ViTConfig:
                 changes.setdefault(name, 0)
         if self.mlp == "swiglu" and changes.get("mlp") == "plain":
             changes.setdefault("activation", "gelu")
-        return dataclass_replace(self, **_read(changes))
+        return dataclass_replace(self, **read_fields(changes))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -125,7 +125,7 @@ class ViTConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ViTConfig":
         """Read what `to_json` gave; an unknown name or a wrong type is a `ConfigError`."""
-        return cls(**_read(values))
+        return cls(**read_fields(values))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,8 +152,11 @@ def _followers(config: ViTConfig) -> dict[str, int]:
     return {"head_width": config.width // config.heads, "mlp_width": 4 * config.width}
 
 
-def _read(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn JSON's lists and tables into the tuple and the dataclass that the fields hold."""
+def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn JSON's lists and tables into the tuple and the dataclass that the fields hold.
+
+    Raises `ConfigError` for a name that is no field.
+    """
     read = dict(values)
     check_names(read, [f.name for f in fields(ViTConfig)], "ViTConfig")
     if isinstance(read.get("image_size"), list):

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from itertools import count
 from math import isqrt
 from typing import Any, NamedTuple
 
-from vitrail.errors import ConfigError, WeightsError, check_names
+from vitrail.errors import ConfigError, WeightsError, check_values
 from vitrail.model.config import ViTConfig
 from vitrail.model.presets import preset, table
 from vitrail.weights.formats.stored import Stored
@@ -41,7 +40,8 @@ def settle(
     Raises `WeightsError` where one contradicts a tensor, or where nobody says how many heads
     there are.
     """
-    check_names(given, [f.name for f in fields(ViTConfig)], "ViTConfig")
+    for values in (given, sidecar):
+        check_values(values, ViTConfig)
     _check_ranks(shapes)
     if "blocks.0.norm1.weight" in shapes and "blocks.0.norm1.bias" not in shapes:
         raise WeightsError("its norms have no bias (RMSNorm, as AIMv2's): it is no plain ViT")
@@ -64,7 +64,9 @@ def settle(
     if questions := questions + _heads(said):
         raise WeightsError(
             "the tensors do not show all that the model needs, and no config file beside them "
-            "says it:" + "".join(f"\n  {question}" for question in questions)
+            "says it:" + "".join(f"\n  {question}" for question in questions) + "\n"
+            "`vitrail convert FILE FOLDER --to vitrail` with these as flags makes a bundle, which "
+            "says all of it"
         )
     try:
         return Found(ViTConfig(**said), whence)
@@ -83,9 +85,10 @@ def _check_ranks(shapes: Shapes) -> None:
         elif part in ("cls_token", "dist_token", "reg_token", "pos_embed", "latent"):
             rank = 3
         if len(stored.shape) != rank or 0 in stored.shape:
+            flat = " (flat patches, as SigLIP2's NaFlex has them)" if rank == 4 else ""
             raise WeightsError(
                 f"{name} has the shape {tuple(stored.shape)}: a plain ViT has {rank} axes there, "
-                "none of them empty"
+                f"none of them empty{flat}"
             )
 
 
@@ -110,7 +113,7 @@ def _shown(shapes: Shapes, said: Mapping[str, Any], asked: bool) -> dict[str, An
         "width": width,
         "channels": patch[1],
         "patch_size": patch[2],
-        "depth": next(i for i in count() if f"blocks.{i}.norm1.weight" not in shapes),
+        "depth": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
         "mlp": "swiglu" if gated else "plain",
         "mlp_width": hidden,
         "qkv_bias": "all"
@@ -220,12 +223,21 @@ def _agree(shown: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -
     for source, values in sources.items():
         for name, value in values.items():
             said_of_size = name in SIZES or not source.startswith("preset")
-            if name in REQUESTS or name not in shown or name == "layer_scale" or not said_of_size:
+            asked_for = name in REQUESTS and source == "given"
+            if name not in shown or asked_for or not said_of_size:
                 continue
-            if shown[name] != value:
+            there = shown[name]
+            same = there == value
+            if name == "layer_scale":  # its value is of training; that there is one is not
+                same = (there is None) == (value is None)
+            elif name == "image_size":  # 384 pixels in patches of 14 are 378
+                same = all(
+                    0 <= b - a < shown["patch_size"] for a, b in zip(there, value, strict=True)
+                )
+            if not same:
                 who = "you gave" if source == "given" else f"{source} says"
                 raise WeightsError(
-                    f"the tensors show {name} = {_text(shown[name])}, {who} {_text(value)}; "
+                    f"the tensors show {name} = {_text(there)}, {who} {_text(value)}; "
                     "leave it out, or give the weights that it belongs to"
                 )
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vitrail import __version__
 from vitrail.data.preprocess import Preprocess
@@ -14,6 +13,7 @@ from vitrail.errors import ConfigError, OutputError, WeightsError
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
 from vitrail.weights import disk, files
+from vitrail.weights.formats.stored import Stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +106,7 @@ def _check_place(folder: Path) -> None:
 
 
 def check_fit(
-    config: ViTConfig, tensors: Mapping[str, Tensor], path: Path, changes: Mapping[str, Any]
+    config: ViTConfig, tensors: Mapping[str, Stored], path: Path, changes: Mapping[str, Any]
 ) -> None:
     """Raise `WeightsError` that names what is missing, unexpected and misshapen.
 
@@ -116,7 +116,7 @@ def check_fit(
     lists["no numbers"] = [
         f"{name} {tensor.dtype}"
         for name, tensor in tensors.items()
-        if name not in lists["unexpected"] and not tensor.is_floating_point()
+        if name not in lists["unexpected"] and not tensor.dtype.is_floating_point
     ]
     if any(lists.values()):
         cure = "the two files are not of one model: save the bundle again, or fetch it whole"
@@ -127,10 +127,12 @@ def check_fit(
         )
 
 
-def misfits(config: ViTConfig, tensors: Mapping[str, Any]) -> dict[str, list[str]]:
+def misfits(config: ViTConfig, tensors: Mapping[str, Stored]) -> dict[str, list[str]]:
     """Give what a model of this architecture misses in `tensors`, and what does not fit it."""
+    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    # A depth that nothing fills is not built: one block more than there are is missing too.
     with torch.device("meta"):
-        wanted = ViT(config).state_dict()
+        wanted = ViT(config.replace(depth=min(config.depth, len(blocks) + 1))).state_dict()
     return {
         "missing": [name for name in wanted if name not in tensors],
         "unexpected": [name for name in tensors if name not in wanted],

@@ -110,14 +110,13 @@ def _first_words(bundle: "Bundle") -> str:
 
 
 def _usage(bundle: "Bundle", repository: str) -> str:
-    call, shell = "vitrail.predict(bundle, ['photo.jpg'], top=5)", "predict {} photo.jpg"
-    if not bundle.labels:
-        call, shell = "vitrail.embed(bundle, ['photo.jpg'])", "embed {} photos -o features.npz"
     origin = f"hf:{repository}"
+    load = f'import vitrail\n\nbundle = vitrail.load("{origin}")\n'
+    if not bundle.labels:
+        return f"```python\n{load}tokens = bundle.model.tokens(images)  # B C H W, normalised\n```"
     return (
-        f'```python\nimport vitrail\n\nbundle = vitrail.load("{origin}")\n'
-        f"print({call})\n```\n\n".replace("'", '"')
-        + f"```sh\nvitrail {shell.format(origin)}\n```"
+        f'```python\n{load}print(vitrail.predict(bundle, ["photo.jpg"], top=5))\n```\n\n'
+        f"```sh\nvitrail predict {origin} photo.jpg\n```"
     )
 
 

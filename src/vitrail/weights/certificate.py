@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitrail.model.config import PositionResize
 from vitrail.weights import files, peers
@@ -86,10 +86,18 @@ class Certificate:
         )
 
 
-def certify(
-    origin: str, bundle: Bundle, reading: Reading | None, done: Sequence[str], path: Path | None
-) -> Certificate:
+class Loaded(NamedTuple):
+    """A bundle, what was read for it, and what was done to fit it; a preset reads nothing."""
+
+    bundle: Bundle
+    reading: Reading | None
+    done: list[str]
+    path: Path | None = None
+
+
+def certify(origin: str, loaded: Loaded) -> Certificate:
     """Give the certificate of what was loaded: files are read again for their sha256."""
+    bundle, reading, done, path = loaded
     config = bundle.model.config
     preprocess = bundle.preprocess.to_json()
     common: dict[str, Any] = {

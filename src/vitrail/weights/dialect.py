@@ -12,6 +12,7 @@ from vitrail.errors import WeightsError
 from vitrail.model.config import ViTConfig
 from vitrail.weights.formats.stored import Stored
 from vitrail.weights.rules import Rule
+from vitrail.weights.target import FORMS
 
 Stores = Mapping[str, Stored]
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -20,6 +21,24 @@ CLIP = {
     "mean": (0.48145466, 0.4578275, 0.40821073),
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
+
+
+# What the models of a preset's family were trained with, where the file does not say it.
+_FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("deit", {**IMAGENET, "crop": 0.9}),
+    ("mae", {**IMAGENET, "crop": 0.9}),
+    ("dinov", IMAGENET),
+    ("dino", {**IMAGENET, "crop": 0.9}),
+    ("clip", CLIP),
+    ("siglip", {**HALF, "resize": "square"}),
+    ("vit", {**HALF, "crop": 0.9}),
+    ("simple", {**HALF, "crop": 0.875}),
+)
+
+
+def of_preset(name: str) -> dict[str, Any]:
+    """Give the preprocessing of a preset's family; nothing for a model of this project's own."""
+    return next((how for family, how in _FAMILIES if name.startswith(family)), {})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +78,11 @@ class Dialect:
     leave: tuple[tuple[str, str], ...] = ()
     # What the home of these files runs them with, where nothing else says so.
     home: Mapping[str, Any] = field(default_factory=dict)
-    preprocess: Mapping[str, Any] = field(default_factory=lambda: IMAGENET)
-    # What an export can say of such a model: each field's only value, or a tuple of the values to
-    # choose from, the one to change to first. Other fields may be anything.
+    preprocess: Callable[[ViTConfig], Mapping[str, Any]] = lambda config: IMAGENET
+    # Where the home is not everybody's: what is told when nothing but the home says a field.
+    unsure: Mapping[str, str] = field(default_factory=dict)
+    # What an export can say of such a model, beginning from `plain`: each field's only value, or a
+    # tuple of the values to choose from, the one to change to first.
     holds: Callable[[ViTConfig], Mapping[str, Any]] = lambda config: {}
     # More that these tensors tell: (tensors, what is known) -> ViTConfig fields.
     tells: Callable[[Stores, Mapping[str, Any]], dict[str, Any]] = lambda stores, known: {}
@@ -73,7 +94,11 @@ class Dialect:
     export: Callable[[dict[str, Tensor], ViTConfig, Preprocess, tuple[str, ...], Any], Export] = (
         lambda tensors, config, preprocess, labels, kept: Export(tensors=tensors)
     )
-    writes: str = ".pth"  # a "folder", or the ending of a file: .pth, .npz
+
+    @property
+    def writes(self) -> str:
+        """Give "folder", or the ending of a file."""
+        return FORMS[self.name]
 
     def spelled(self, stores: Stores) -> dict[str, Stored]:
         """Give the tensors under the names that the rules use; two may not become one."""
@@ -88,6 +113,38 @@ class Dialect:
     def why_left(self, name: str) -> str | None:
         """Give why a tensor, spelled as in the rules, is no part of the image encoder, if so."""
         return next((why for pattern, why in self.leave if re.fullmatch(pattern, name)), None)
+
+
+def plain(config: ViTConfig) -> dict[str, Any]:
+    """Give what the first ViT can say, field by field: what others can is said against it.
+
+    Sizes may be anything and are left out. Positions come before the rows of the prefix in them.
+    """
+    return {
+        "mlp": "plain",
+        "activation": "gelu",
+        "norm_eps": 1e-6,
+        "head_width": config.width // config.heads,
+        "qkv_bias": "all",
+        "patch_bias": True,
+        "patch_norms": False,
+        "proj_bias": True,
+        "mlp_bias": True,
+        "head_bias": True,
+        "qk_norm": False,
+        "layer_scale": None,
+        "class_token": True,
+        "distillation_token": False,
+        "registers": 0,
+        "positions": "learned",
+        "prefix_positions": 1,
+        "position_resize": config.position_resize,
+        "rope_base": config.rope_base,
+        "pre_norm": False,
+        "pre_logits": False,
+        "final_norm": "tokens",
+        "pooling": "cls",
+    }
 
 
 def spell(name: str, spellings: Iterable[tuple[str, str]]) -> str:

@@ -19,9 +19,18 @@ from vitrail.errors import DataError, WeightsError
 from vitrail.weights.disk import write_bytes
 from vitrail.weights.formats.arrays import read_arrays
 from vitrail.weights.formats.foreign import WANTED, foreign
-from vitrail.weights.formats.pickles import PICKLE, clean
+from vitrail.weights.formats.pickles import PICKLE
 from vitrail.weights.formats.safetensors_files import read_safetensors
-from vitrail.weights.formats.stored import AGAIN, RawFile, Stored, check_total, look, told
+from vitrail.weights.formats.stored import (
+    AGAIN,
+    MOST_JSON,
+    RawFile,
+    Stored,
+    check_total,
+    clean,
+    look,
+    told,
+)
 from vitrail.weights.formats.torch_files import read_legacy, read_torchscript, read_zip
 from vitrail.weights.formats.zips import directory
 
@@ -133,7 +142,8 @@ def _open_index(file: RawFile) -> WeightFile:
 
 
 def _open_part(index: RawFile, part: str) -> WeightFile:
-    if part in ("", ".", "..") or re.search(r"[/\\\0]", part):
+    # No disk has longer names than 255 bytes, and no error should be as long as an index.
+    if part in ("", ".", "..") or len(part) > 255 or re.search(r"[/\\\0]", part):
         raise WeightsError(
             f"{index.path} names the part {clean(part)}; parts lie beside their index: put it "
             "there and write its name alone"
@@ -148,7 +158,11 @@ def _open_part(index: RawFile, part: str) -> WeightFile:
 def read_json(path: Path) -> dict[str, Any]:
     """Give the object in a JSON file; a missing or broken one is a `WeightsError`."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MOST_JSON + 1)
+        if len(data) > MOST_JSON:
+            raise ValueError(f"more than {MOST_JSON:,} bytes are no description of a model")
+        values = json.loads(data.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):

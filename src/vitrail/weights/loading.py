@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, WeightsError
-from vitrail.model.config import ViTConfig
+from vitrail.model.config import ViTConfig, read_fields
 from vitrail.model.presets import preset as named
 from vitrail.model.vit import ViT, seeded
 from vitrail.weights import bundle as bundles
 from vitrail.weights import files
 from vitrail.weights.architecture import REQUESTS
 from vitrail.weights.bundle import Bundle
-from vitrail.weights.certificate import certify
+from vitrail.weights.certificate import Loaded, certify
 from vitrail.weights.fit import fit, preprocess_for
 from vitrail.weights.origin import STANDARD_NAMES, Origin, parse
-from vitrail.weights.reading import Reading, class_names, log, read_foreign
+from vitrail.weights.reading import HALF, Reading, class_names, log, read_foreign
 
 
 def load(
@@ -48,20 +48,11 @@ def load(
     code.
     """
     given = {**config, "classes": classes, "channels": channels}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = read_fields({name: value for name, value in given.items() if value is not None})
     found = load_with_facts(origin, dialect, preset, revision, given)
     if verify:
-        print(certify(str(origin), *found).text())
+        print(certify(str(origin), found).text())
     return found.bundle
-
-
-class Loaded(NamedTuple):
-    """A bundle, what was read for it, and what was done to fit it; a preset reads nothing."""
-
-    bundle: Bundle
-    reading: Reading | None
-    done: list[str]
-    path: Path | None = None
 
 
 def fetched(found: Origin, revision: str | None) -> Origin:
@@ -157,10 +148,11 @@ def _bundle(found: Origin, given: Mapping[str, Any]) -> Loaded:
     facts = {name: value for name, value in given.items() if name not in REQUESTS}
     config = stored_config.replace(**facts)
     path = found.path / "model.safetensors"
-    tensors = {name: t.read() for name, t in files.open_weights(path).tensors.items()}
-    bundles.check_fit(config, tensors, path, facts)
-    half = (torch.float16, torch.bfloat16)  # on disk; the arithmetic is float32
-    whole = {name: t.float() if t.dtype in half else t for name, t in tensors.items()}
+    stored_tensors = files.open_weights(path).tensors
+    bundles.check_fit(config, stored_tensors, path, facts)
+    tensors = {name: t.read() for name, t in stored_tensors.items()}
+    # Halves are on disk alone: the arithmetic is float32.
+    whole = {name: t.float() if t.dtype in HALF else t for name, t in tensors.items()}
     requests = {name: value for name, value in given.items() if name in REQUESTS}
     model, done = _fitted(whole, config, config.replace(**requests))
     try:

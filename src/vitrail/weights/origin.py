@@ -54,7 +54,9 @@ def parse(origin: str) -> Origin:
         path.exists()
     except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has
         raise WeightsError(f'there is no model "{origin}": {error}') from error
-    if origin in presets() and not (path / "config.json").is_file():
+    # A run may have a preset's name; an empty folder of that name is none.
+    holds = ("config.json", "last", "recipe.toml", *STANDARD_NAMES)
+    if origin in presets() and not any((path / name).exists() for name in holds):
         return Origin("preset", origin, path)
     if path.is_dir():
         return _folder(origin, path)

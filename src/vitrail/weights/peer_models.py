@@ -52,13 +52,15 @@ class Library(NamedTuple):
 
 
 def load_package(name: str) -> None:
-    """Import a package that may import torchvision, which stumbles beside the CPU build of torch.
+    """Import a package that may import torchvision, now or when it is first used.
 
-    torchvision's compiled part does not load there; what its import then misses is no more than
-    the names of two operators that no ViT calls.
+    torchvision's compiled part does not load beside the CPU build of torch; what its import then
+    misses is no more than the names of two operators that no ViT calls.
     """
     try:
-        import_module(name)
+        import_module("torchvision")
+    except ImportError:
+        pass  # not installed: who needs it says so
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
@@ -66,7 +68,7 @@ def load_package(name: str) -> None:
             if not hasattr(torch.ops.torchvision, operator):
                 signature = "(Tensor a, Tensor b, float c) -> Tensor"
                 torch.library.define(f"torchvision::{operator}", signature)
-        import_module(name)
+    import_module(name)
 
 
 def _theirs(reading: Reading, spelled: bool = False) -> Tensors:

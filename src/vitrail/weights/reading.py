@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from vitrail.errors import ConfigError, WeightsError
 from vitrail.model.config import ViTConfig
 from vitrail.weights import architecture, files, rules
 from vitrail.weights.bundle import listed, misfits
-from vitrail.weights.dialect import Dialect, Sidecar, spell
+from vitrail.weights.dialect import Dialect, Sidecar, of_preset, spell
 from vitrail.weights.dialects.table import DIALECTS
 from vitrail.weights.formats.stored import Stored
 from vitrail.weights.origin import SIDECARS
@@ -23,6 +23,7 @@ from vitrail.weights.recognize import recognize
 
 log = logging.getLogger("vitrail")
 
+Files = Mapping[str, Mapping[str, Any]]
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -82,17 +83,21 @@ def _read(
     preset: str | None,
     given: Mapping[str, Any],
 ) -> Reading:
-    for refuse in dict.fromkeys(dialect.sidecar for dialect in DIALECTS):
-        refuse(beside)  # what is no plain ViT by its own word, whatever its tensors are called
+    said = _said(beside)  # first: what is no plain ViT by its own word, whatever its names
     dialect, inside, wrapper, outside = recognize(stores, wanted)
     arranged, layout = dialect.arrange(inside)
     theirs = dialect.spelled(arranged)
-    sidecar = dialect.sidecar(beside)
+    sidecar = said[dialect.sidecar]
     known = {**dialect.home, **sidecar.config, **given}
     told = dialect.tells(theirs, known)
+    if "position_resize" in given:  # a rule of the home, which no tensor shows
+        told.pop("position_resize", None)
     shapes, _ = rules.read(dialect.rules, theirs, known | told)
     found = architecture.settle(shapes, told, given, sidecar.config, preset, dialect.home)
     config = found.config
+    for name, doubt in dialect.unsure.items():
+        if found.whence.get(name) == "the dialect":
+            log.warning("%s: %s", path, doubt)
     fields = {name: getattr(config, name) for name in config.__slots__}
     ours, used = rules.read(dialect.rules, theirs, fields)
     spelled = {spell(name, dialect.spellings): wrapper + name for name in arranged}
@@ -110,10 +115,22 @@ def _read(
         tensors=ours,
         read=len(used),
         unused=unused,
-        preprocess=_preprocess(dialect, sidecar, config),
+        preprocess=_preprocess(path, dialect, sidecar, preset, config),
         labels=_labels(path, sidecar, config),
         keep=keep,
     )
+
+
+def _said(beside: Files) -> dict[Callable[[Files], Sidecar], Sidecar]:
+    """Give what each dialect's reader finds in the files beside the weights."""
+    try:
+        return {
+            read: read(beside) for read in dict.fromkeys(dialect.sidecar for dialect in DIALECTS)
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise WeightsError(
+            f"{' or '.join(beside)} holds what no library writes there ({error}); fetch it again"
+        ) from error
 
 
 def _sidecars(folder: Path) -> dict[str, dict[str, Any]]:
@@ -173,9 +190,15 @@ def stored_dtype(name: str, dtypes: Mapping[str, str]) -> torch.dtype | None:
     return getattr(torch, said) if said in ("float16", "bfloat16") else None
 
 
-def _preprocess(dialect: Dialect, sidecar: Sidecar, config: ViTConfig) -> Preprocess:
-    """Give the preprocessing that came along, else what the dialect's home does."""
-    said: dict[str, Any] = {"size": config.image_size, **dialect.preprocess, **sidecar.preprocess}
+def _preprocess(
+    path: Path, dialect: Dialect, sidecar: Sidecar, preset: str | None, config: ViTConfig
+) -> Preprocess:
+    """Give the preprocessing that came along, else the preset's, else what the home does."""
+    named = {} if preset is None else of_preset(preset)
+    if not sidecar.preprocess and not named and "preprocess" in dialect.unsure:
+        log.warning("%s: %s", path, dialect.unsure["preprocess"])
+    said: dict[str, Any] = {"size": config.image_size, **dialect.preprocess(config)}
+    said |= {**named, **sidecar.preprocess}
     for name in ("mean", "std"):
         if len(said[name]) != config.channels:
             average = sum(said[name]) / len(said[name])

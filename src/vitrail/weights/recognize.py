@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from vitrail.errors import WeightsError, nearest
+from vitrail.errors import WeightsError
 from vitrail.weights import rules
 from vitrail.weights.dialect import Dialect, Stores
 from vitrail.weights.dialects.table import DIALECTS
 from vitrail.weights.formats.stored import Stored
+from vitrail.weights.target import check_dialect
 
 # What trainers and compilers put before a name; of two that fit, the earlier is taken: averaged
 # weights before raw ones, the teacher before the student.
@@ -57,11 +58,8 @@ def recognize(stores: Stores, wanted: str | None = None) -> Recognized:
 
     Raises `WeightsError` for what is no plain ViT, by its name where it is known.
     """
-    if wanted is not None and wanted not in {dialect.name for dialect in DIALECTS}:
-        names = list(dict.fromkeys(dialect.name for dialect in DIALECTS))
-        raise WeightsError(
-            f'there is no dialect "{wanted}".{nearest(wanted, names)} There are {", ".join(names)}'
-        )
+    if wanted is not None:
+        check_dialect(wanted)
     if not stores:
         raise WeightsError("there is no tensor in it")
     candidates = [
@@ -85,17 +83,16 @@ def _within(name: str, wrapper: str, inside: Stores) -> bool:
     return name.startswith(wrapper) and name.removeprefix(wrapper) in inside
 
 
-def _unwrapped(stores: Stores) -> Iterator[tuple[str, dict[str, Stored]]]:
-    """Give the tensors as they are, then without one wrapper, then without two ..."""
-    level = [("", dict(stores))]
-    for _ in range(_DEEPEST):
-        yield from level
-        level = [
-            (f"{before}{word}.", inside)
-            for before, outer in level
-            for word in WRAPPERS
-            if (inside := _stripped(outer, f"{word}."))
-        ]
+def _unwrapped(
+    stores: Stores, before: str = "", deep: int = 0
+) -> Iterator[tuple[str, dict[str, Stored]]]:
+    """Give the tensors as they are, then without each wrapper, and what that holds in turn."""
+    yield before, dict(stores)
+    first = next(iter(stores)).split(".")[0]
+    shared = [first] if all(name.startswith(f"{first}.") for name in stores) else []
+    for word in dict.fromkeys([*WRAPPERS, *shared]) if deep < _DEEPEST else ():
+        if inside := _stripped(stores, f"{word}."):
+            yield from _unwrapped(inside, f"{before}{word}.", deep + 1)
 
 
 def _stripped(stores: Stores, word: str) -> dict[str, Stored]:
@@ -138,7 +135,7 @@ def _unknown(stores: Stores, wanted: str | None) -> str:
     return (
         f"the {len(stores)} tensors have the names of no dialect that vitrail knows"
         + (f"; the nearest is {best.name} ({best.variant}), {shared} names alike" if shared else "")
-        + f"\n  missing     {_first(sorted(known - names))}"
+        + (f"\n  missing     {_first(sorted(known - names))}" if shared else "")
         + f"\n  unexpected  {_first(sorted(names - known))}\n"
         "Is it a plain ViT? `dialect=` says which names to take"
     )

@@ -5,6 +5,7 @@ two pure functions between them. It applies where all the tensors that it reads 
 a bias that a model lacks needs no rule of its own.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from math import isqrt
@@ -48,7 +49,17 @@ VECTOR = Way(lambda known, x: x[None, None], lambda known, x: x[0, 0])
 
 def stack(parts: int) -> Way:
     """Join their tensors, q, k and v for instance, along the rows of ours."""
-    return Way(lambda known, *xs: torch.cat(xs), lambda known, x: x.chunk(parts))
+    return Way(lambda known, *xs: join(*xs), lambda known, x: x.chunk(parts))
+
+
+def join(*xs: Tensor) -> Tensor:
+    """Put tensors one below the other."""
+    if xs[0].is_meta:  # torch would load its compiler for the shape of a sum
+        rows = sum(x.shape[0] for x in xs)
+        if any(x.shape[1:] != xs[0].shape[1:] for x in xs):
+            raise ValueError("they differ in more than their rows")
+        return xs[0].new_empty((rows, *xs[0].shape[1:]))
+    return torch.cat(xs)
 
 
 def _channels(flat: int, known: Known) -> int:
@@ -147,14 +158,25 @@ def _applying(rules: Iterable[Rule], side: str, names: Mapping[str, Any]) -> Ite
         in_block = any("{i}" in name for name in one.ours)
         (of_blocks if in_block else others).append(one)
     yield from (one for one in others if all(name in names for name in getattr(one, side)))
-    block = 0
-    while True:
+    for block in _blocks(of_blocks, side, names):
         numbered = [_numbered(one, block) for one in of_blocks]
-        there = [one for one in numbered if all(name in names for name in getattr(one, side))]
-        yield from there
-        if not there:
-            return
-        block += 1
+        yield from (one for one in numbered if all(n in names for n in getattr(one, side)))
+
+
+def _blocks(rules: Iterable[Rule], side: str, names: Iterable[str]) -> list[int]:
+    """Give the numbers of the blocks that these names speak of, whatever is missing of each."""
+    ends = {
+        tuple(name.split("{i}", 1)) for one in rules for name in getattr(one, side) if "{i}" in name
+    }
+    starts = {start for start, _ in ends}
+    found = set()
+    for name in names:
+        for start in starts:
+            if name.startswith(start):
+                number = re.match(r"\d{1,4}(?!\d)", name[len(start) :])
+                if number and (start, name[len(start) + number.end() :]) in ends:
+                    found.add(int(number[0]))
+    return sorted(found)
 
 
 def _numbered(one: Rule, block: int) -> Rule:

@@ -9,14 +9,13 @@ that only their code tells apart: `blog` divides the scores before the softmax, 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from einops import rearrange
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.model.config import ViTConfig
-from vitrail.weights.dialect import Dialect, Export, Stores, has
-from vitrail.weights.rules import FLAT, ROWS, Known, Rule, Way, from_flat, layer, rule
+from vitrail.weights.dialect import Dialect, Export, Stores, has, plain
+from vitrail.weights.rules import FLAT, ROWS, Known, Rule, Way, from_flat, join, layer, rule
 
 # What q and v of the post are multiplied by to be ours.
 Factors = Callable[[Known], tuple[float, float]]
@@ -41,7 +40,7 @@ def _separate(factors: Factors) -> Way:
         if not q.is_meta:  # while only shapes are asked for, nobody knows the heads
             of_q, of_v = factors(known)
             q, v = _times(q, of_q), _times(v, of_v)
-        return torch.cat([q, k, v])
+        return join(q, k, v)
 
     def write(known: Known, x: Tensor) -> tuple[Tensor, ...]:
         q, k, v = x.chunk(3)
@@ -126,27 +125,11 @@ def _export(
 
 def _holds(config: ViTConfig) -> dict[str, Any]:
     return {
-        "mlp": "plain",
-        "activation": "gelu",
+        **plain(config),
         "norm_eps": 1e-5,
-        "head_width": config.width // config.heads,
-        "qkv_bias": "all",
-        "patch_bias": True,
-        "patch_norms": False,
-        "proj_bias": True,
-        "mlp_bias": True,
-        "head_bias": True,
-        "qk_norm": False,
-        "layer_scale": None,
-        "class_token": True,
-        "distillation_token": False,
-        "registers": 0,
-        "positions": "learned",
         "prefix_positions": int(config.class_token),
-        "pre_norm": False,
         "final_norm": "pooled",
         "pooling": "mean_all",
-        "pre_logits": False,
     }
 
 
@@ -159,7 +142,7 @@ def _dialect(name: str, variant: str, factors: Factors, asked_for: bool = False)
         rules=_rules(factors),
         home={"norm_eps": 1e-5, "activation": "gelu", "pooling": "mean_all"},
         # Compose([Resize((224, 224)), ToTensor()])
-        preprocess={
+        preprocess=lambda config: {
             "resize": "square",
             "interpolation": "bilinear",
             "mean": (0.0, 0.0, 0.0),

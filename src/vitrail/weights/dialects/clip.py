@@ -13,43 +13,19 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.model.config import ViTConfig
 from vitrail.weights.dialect import CLIP as CLIP_STATISTICS
-from vitrail.weights.dialect import Dialect, Export, Sidecar, Stores, has
+from vitrail.weights.dialect import Dialect, Export, Stores, has, plain
+from vitrail.weights.dialects.open_clip_files import sidecar
 from vitrail.weights.rules import ROWS, TRANSPOSED, VECTOR, layer, rule
 
 _BLOCK = "transformer.resblocks.{i}"
 
 
-def _heads(stores: Stores, known: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's files carry the size of their images, and its code makes every head 64 wide."""
-    if "heads" in known or "beside.input_resolution" not in stores:
+def _openai(stores: Stores, known: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's files carry the size of their images; its code makes every head 64 wide."""
+    if "beside.input_resolution" not in stores:
         return {}
-    return {"heads": max(stores["class_embedding"].shape[0] // 64, 1)}
-
-
-def _sidecar(files: Mapping[str, Mapping[str, Any]]) -> Sidecar:
-    """Read `open_clip_config.json`: the image tower's settings, and its preprocessing."""
-    stored = files.get("open_clip_config.json", {})
-    model = stored.get("model_cfg", stored)
-    vision = model.get("vision_cfg")
-    if not isinstance(vision, dict):
-        return Sidecar()
-    config: dict[str, Any] = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
-    if "width" in vision:
-        config["heads"] = vision["width"] // vision.get("head_width", 64)
-    said: dict[str, Any] = {}
-    if "image_size" in vision:
-        size = vision["image_size"]
-        config["image_size"] = tuple(size) if isinstance(size, list) else (size, size)
-        said["size"] = config["image_size"]
-    known = stored.get("preprocess_cfg", {})
-    for name in ("mean", "std"):
-        if name in known:
-            said[name] = tuple(known[name])
-    if known.get("interpolation") in ("bicubic", "bilinear"):
-        said["interpolation"] = known["interpolation"]
-    modes = {"shortest": "shortest", "squash": "square", "longest": "pad"}
-    said["resize"] = modes.get(known.get("resize_mode", "shortest"), "shortest")
-    return Sidecar(config=config, preprocess=said)
+    heads = known.get("heads", max(stores["class_embedding"].shape[0] // 64, 1))
+    return {"heads": heads, "activation": known.get("activation", "quick_gelu")}
 
 
 def _export(
@@ -87,29 +63,20 @@ TOWER = Dialect(
     ),
     # Position tables: open_clip resizes them as timm does; OpenAI's code has no rule of its own.
     home={"norm_eps": 1e-5, "activation": "quick_gelu", "pooling": "cls"},
-    preprocess=CLIP_STATISTICS,
-    sidecar=_sidecar,
+    preprocess=lambda config: CLIP_STATISTICS,
+    unsure={
+        "activation": "quick_gelu is taken, as in OpenAI's models; most of open_clip's own have "
+        'gelu: activation="gelu"'
+    },
+    sidecar=sidecar,
     holds=lambda config: {
-        "mlp": "plain",
+        **plain(config),
         "norm_eps": 1e-5,
         "activation": ("quick_gelu", "gelu"),
-        "head_width": config.width // config.heads,
-        "qkv_bias": "all",
         "patch_bias": False,
-        "patch_norms": False,
-        "proj_bias": True,
-        "mlp_bias": True,
         "head_bias": False,
-        "qk_norm": False,
-        "class_token": True,
-        "distillation_token": False,
-        "registers": 0,
-        "positions": "learned",
-        "prefix_positions": 1,
+        "layer_scale": config.layer_scale,
         "pre_norm": True,
-        "pre_logits": False,
-        "final_norm": "tokens",
-        "pooling": "cls",
     },
     export=_export,
 )
@@ -124,5 +91,5 @@ CLIP = replace(
         (r"beside\.(input_resolution|context_length|vocab_size|logit_\w+)", "settings of the pair"),
         (r"beside\..*", "the text tower"),
     ),
-    tells=_heads,
+    tells=_openai,
 )

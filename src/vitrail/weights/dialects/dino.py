@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
+from vitrail.errors import WeightsError
 from vitrail.model.config import PositionResize, ViTConfig
-from vitrail.weights.dialect import Dialect, Export, has
+from vitrail.weights.dialect import Dialect, Export, has, plain
 from vitrail.weights.dialects.timm import NAMES
-from vitrail.weights.rules import Rule, Way, layer, only, rule, stacked
+from vitrail.weights.rules import Known, Rule, Way, layer, only, rule, stacked
 
 _CHUNKS = (r"^(?:backbone\.)?blocks\.\d+\.(\d+)\.", r"blocks.\1.")
 _SPELLINGS = (_CHUNKS, (r"^backbone\.", ""))
-_HEADS = (r"(dino|ibot|gram|projectors?)(_head)?s?\..*|head\..*", "heads of training")
+_HEADS = (r"(dino|ibot|gram|projectors?)(_head)?s?\..*", "heads of training")
 
 
 def _but(*names: str) -> tuple[Rule, ...]:
@@ -30,21 +31,13 @@ def _but(*names: str) -> tuple[Rule, ...]:
 def _fixed(config: ViTConfig) -> dict[str, Any]:
     """Give what both cannot say otherwise."""
     return {
+        **plain(config),
         "classes": 0,
-        "layer_scale": config.layer_scale or 1.0,
-        "class_token": True,
-        "distillation_token": False,
-        "head_width": config.width // config.heads,
+        "mlp": ("plain", "swiglu"),
         "activation": "silu" if config.mlp == "swiglu" else "gelu",
-        "patch_bias": True,
-        "patch_norms": False,
-        "proj_bias": True,
-        "mlp_bias": True,
-        "qk_norm": False,
-        "pre_norm": False,
-        "pre_logits": False,
-        "final_norm": "tokens",
-        "pooling": "cls",
+        "head_bias": config.head_bias,
+        "layer_scale": config.layer_scale or 1.0,
+        "registers": config.registers,
     }
 
 
@@ -82,10 +75,6 @@ DINOV2 = Dialect(
     },
     holds=lambda config: {
         **_fixed(config),
-        "norm_eps": 1e-6,
-        "qkv_bias": "all",
-        "positions": "learned",
-        "prefix_positions": 1,
         "position_resize": PositionResize() if config.registers else _DINO_RESIZE,
     },
     export=_export2,
@@ -98,9 +87,17 @@ DINOV2_REGISTERS = replace(
     home={**DINOV2.home, "position_resize": PositionResize()},
 )
 
+
 # DINOv3 multiplies the bias of q, k and v by a mask whose middle third is zero.
+def _unmasked(known: Known, bias: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    q, k, v = mask.chunk(3)
+    if not mask.is_meta and not (q.eq(1).all() and k.eq(0).all() and v.eq(1).all()):
+        raise WeightsError("its bias_mask is not 1, 0, 1 for q, k and v, as in every DINOv3")
+    return tuple(part.clone() for part in bias.chunk(3)[::2])
+
+
 _MASKED = Way(
-    lambda known, bias, mask: tuple(part.clone() for part in bias.chunk(3)[::2]),
+    _unmasked,
     lambda known, q, v: (
         torch.cat([q, torch.zeros_like(q), v]),
         torch.cat([torch.ones_like(q), torch.zeros_like(q), torch.ones_like(q)]),

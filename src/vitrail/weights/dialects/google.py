@@ -19,9 +19,9 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.config import PositionResize, ViTConfig
-from vitrail.weights.dialect import HALF, Dialect, Export, Stores, spell
+from vitrail.weights.dialect import HALF, Dialect, Export, Stores, plain, spell
 from vitrail.weights.formats.stored import Stored
-from vitrail.weights.rules import TRANSPOSED, Known, Rule, Way, from_flat, rule
+from vitrail.weights.rules import TRANSPOSED, Known, Rule, Way, from_flat, join, rule
 
 _BLOCK, _SCANNED = "Transformer/encoderblock_{i}", "Transformer/encoderblock/"
 _ATTENTION = "MultiHeadDotProductAttention_0"
@@ -49,7 +49,7 @@ def _rows(known: Known, *kernels: Tensor) -> Tensor:
             f"the arrays of attention are of {heads} heads, not of {known['heads']}: leave heads "
             "out, or take the preset that fits"
         )
-    return torch.cat([rearrange(kernel, "D K d -> (K d) D") for kernel in kernels])
+    return join(*(rearrange(kernel, "D K d -> (K d) D") for kernel in kernels))
 
 
 def _queries(parts: int) -> tuple[Way, Way]:
@@ -61,8 +61,8 @@ def _queries(parts: int) -> tuple[Way, Way]:
     def split_bias(known: Known, x: Tensor) -> tuple[Tensor, ...]:
         return rearrange(x, "(n K d) -> n K d", n=parts, K=known["heads"]).unbind()
 
-    join = Way(lambda known, *xs: torch.cat([x.flatten() for x in xs]), split_bias)
-    return Way(_rows, split), join
+    biases = Way(lambda known, *xs: join(*(x.flatten() for x in xs)), split_bias)
+    return Way(_rows, split), biases
 
 
 def _attention(ours: str, theirs: str, *names: str) -> Iterator[Rule]:
@@ -151,13 +151,24 @@ def _tells(stores: Stores, known: Mapping[str, Any]) -> dict[str, Any]:
     query = stores.get(f"{_BLOCK.format(i=0)}/{_ATTENTION}/query/kernel")
     if query is not None and len(query.shape) == 3:
         told |= {"heads": query.shape[1], "head_width": query.shape[2]}
-    if "cls" in stores:
-        # The class token has no row in big_vision, but for tables that it took over from before.
-        rows = prod(stores[_TABLES[0]].shape[:-1]) if _TABLES[0] in stores else 2
-        told["prefix_positions"] = int(rows > 0 and isqrt(rows - 1) ** 2 == rows - 1)
+    if "cls" in stores and "prefix_positions" not in known and _TABLES[0] in stores:
+        rows = prod(stores[_TABLES[0]].shape[:-1])
+        patches = _patches(stores[_EMBEDDING].shape, known.get("image_size"))
+        # big_vision gives the class token no row, but in tables that it took over from before.
+        square = rows > 0 and isqrt(rows - 1) ** 2 == rows - 1
+        told["prefix_positions"] = rows - patches if rows - patches in (0, 1) else int(square)
+    elif "cls" in stores and "prefix_positions" not in known:
+        told["prefix_positions"] = 1
     if _EMBEDDING in stores and len(stores[_EMBEDDING].shape) == 2:
         told["position_resize"] = _NAFLEX
     return told
+
+
+def _patches(kernel: tuple[int, ...], size: tuple[int, int] | None) -> int:
+    """Give the patches of an image size that was spoken of; -1 where there is none."""
+    if size is None or len(kernel) != 4 or 0 in kernel:
+        return -1
+    return (size[0] // kernel[0]) * (size[1] // kernel[0])
 
 
 def _export(
@@ -205,28 +216,15 @@ def _holds(config: ViTConfig) -> dict[str, Any]:
     """Give what vit_jax and big_vision can run: a class token is there to be pooled by."""
     learned, square = config.positions == "learned", config.grid[0] == config.grid[1]
     naflex = learned and square and not config.class_token
+    rows = (1, 0) if config.class_token else 0
     return {
-        "mlp": "plain",
+        **plain(config),
         "activation": "gelu_tanh",
-        "norm_eps": 1e-6,
-        "head_width": config.width // config.heads,
-        "qkv_bias": "all",
-        "patch_bias": True,
-        "patch_norms": False,
-        "proj_bias": True,
-        "mlp_bias": True,
-        "head_bias": True,
-        "qk_norm": False,
-        "layer_scale": None,
-        "distillation_token": False,
-        "registers": 0,
+        "class_token": config.class_token,
         "positions": ("learned", "sincos"),
-        "prefix_positions": ((1, 0) if config.class_token else 0)
-        if learned
-        else config.prefix_positions,
+        "prefix_positions": rows if learned else config.prefix_positions,
         "position_resize": (_CORNERS, _NAFLEX) if naflex else _CORNERS,
-        "pre_norm": False,
-        "final_norm": "tokens",
+        "pre_logits": (False, True),
         "pooling": "cls" if config.class_token else ("mean", "map"),
     }
 
@@ -272,10 +270,9 @@ GOOGLE = Dialect(
         "pooling": "cls",
         "position_resize": _CORNERS,
     },
-    preprocess=HALF,
+    preprocess=lambda config: HALF,
     tells=_tells,
     arrange=_arrange,
     holds=_holds,
     export=_export,
-    writes=".npz",
 )

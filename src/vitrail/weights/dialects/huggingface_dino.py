@@ -82,7 +82,7 @@ DINOV2 = Dialect(
     spellings=(BARE, *ATTENTION, (r"\.mlp\.down_proj\.", ".mlp.weights_out.")),
     leave=(MASK,),
     home=HOME,
-    preprocess=images.DINOV2,
+    preprocess=lambda config: images.DINOV2,
     holds=_dinov2_holds,
     arrange=_registers,
     tells=lambda stores, known: (
@@ -126,7 +126,7 @@ DINOV3 = Dialect(
         "prefix_positions": 0,
         "image_size": (224, 224),
     },
-    preprocess=images.DINOV3,
+    preprocess=lambda config: images.DINOV3,
     holds=_dinov3_holds,
     arrange=_registers,
 )

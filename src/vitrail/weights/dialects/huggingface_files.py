@@ -1,5 +1,6 @@
 """Hugging Face's `config.json`, read and written (transformers 5.23)."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from vitrail.weights.dialects.huggingface_models import (
     model_type_for,
     ratios,
 )
+
+log = logging.getLogger("vitrail")
 
 
 def sidecar(files: Mapping[str, Mapping[str, Any]]) -> Sidecar:
@@ -42,9 +45,17 @@ def sidecar(files: Mapping[str, Mapping[str, Any]]) -> Sidecar:
     return Sidecar(
         config=config,
         preprocess=preprocess if pixels else images.DEFAULTS.get(str(kind), {}),
-        labels=tuple(names[i] for i in sorted(names)),
+        labels=_labels(names),
         keep={name: value for name, value in keep.items() if value is not None},
     )
+
+
+def _labels(names: Mapping[int, str]) -> tuple[str, ...]:
+    """Give the names of classes in their order; where one is missing, none: never renumbered."""
+    if sorted(names) == list(range(len(names))):
+        return tuple(names[i] for i in range(len(names)))
+    log.warning("config.json names the classes %s ..., with gaps: not used", sorted(names)[:5])
+    return ()
 
 
 def _tower(stored: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -69,7 +80,10 @@ def _read(kind: str, stored: Mapping[str, Any]) -> dict[str, Any]:
         "heads": stored.get("num_attention_heads", model.heads),
         "norm_eps": stored.get("layer_norm_eps", model.eps),
     }
-    for ours, theirs in (("width", "hidden_size"), ("depth", "num_hidden_layers")):
+    sizes = [("width", "hidden_size"), ("depth", "num_hidden_layers"), ("channels", "num_channels")]
+    if "dinov2" not in kind:  # whose MLP is a multiple of the width
+        sizes.append(("mlp_width", "intermediate_size"))
+    for ours, theirs in sizes:
         if theirs in stored:
             config[ours] = stored[theirs]
     if "image_size" in stored and "patch_size" in stored:

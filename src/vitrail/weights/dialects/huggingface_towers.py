@@ -57,7 +57,7 @@ _CLIP_RULES = (
 _CLIP: dict[str, Any] = {
     **SHARED,
     "spellings": (BARE,),
-    "preprocess": CLIP_STATISTICS,
+    "preprocess": lambda config: CLIP_STATISTICS,
 }
 _CLIP_HOME = {**HOME, "norm_eps": 1e-5, "activation": "quick_gelu"}
 
@@ -92,7 +92,7 @@ _IN_PROJ = Way(
 _SIGLIP: dict[str, Any] = {
     **SHARED,
     "spellings": (BARE,),
-    "preprocess": images.SIGLIP,
+    "preprocess": lambda config: images.SIGLIP,
     "holds": _siglip_holds,
 }
 _SIGLIP_HOME = {**HOME, "activation": "gelu_tanh", "prefix_positions": 0}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitrail.model.config import ViTConfig
-from vitrail.weights.dialect import Dialect, Stores, has
+from vitrail.weights.dialect import Dialect, Stores, has, plain
 from vitrail.weights.dialects import huggingface_images as images
 from vitrail.weights.dialects.huggingface_files import export, sidecar
 from vitrail.weights.dialects.huggingface_models import RESIZE
@@ -40,7 +40,6 @@ SHARED: dict[str, Any] = {
     "name": "huggingface",
     "sidecar": sidecar,
     "export": export,
-    "writes": "folder",
 }
 HOME = {"norm_eps": 1e-6, "activation": "gelu", "pooling": "cls", "position_resize": RESIZE}
 
@@ -48,26 +47,12 @@ HOME = {"norm_eps": 1e-6, "activation": "gelu", "pooling": "cls", "position_resi
 def fixed(config: ViTConfig) -> dict[str, Any]:
     """Give what these models cannot say otherwise, but where a variant says more."""
     return {
-        "positions": "learned",
-        "head_width": config.width // config.heads,
-        "patch_norms": False,
-        "qk_norm": False,
-        "mlp": "plain",
+        **plain(config),
+        "activation": config.activation,
+        "norm_eps": config.norm_eps,
         "qkv_bias": ("all", "none"),
-        "patch_bias": True,
-        "proj_bias": True,
-        "mlp_bias": True,
         "head_bias": True if config.classes else config.head_bias,
-        "layer_scale": None,
-        "class_token": True,
-        "distillation_token": False,
-        "registers": 0,
-        "prefix_positions": 1,
         "position_resize": RESIZE,
-        "pre_norm": False,
-        "pre_logits": False,
-        "final_norm": "tokens",
-        "pooling": "cls",
     }
 
 
@@ -121,7 +106,7 @@ _VIT: dict[str, Any] = {
     **SHARED,
     "spellings": _VIT_SPELLINGS,
     "home": {**HOME, "norm_eps": 1e-12},
-    "preprocess": images.VIT,
+    "preprocess": lambda config: images.VIT,
     "holds": _vit_holds,
     "tells": _prefix_rows,
 }
@@ -148,7 +133,7 @@ POOLER = Dialect(
     leave=_VIT_LEAVE,
 )
 DISTILLED = Dialect(
-    **{**_VIT, "preprocess": images.DEIT},
+    **{**_VIT, "preprocess": lambda config: images.DEIT},
     variant="Hugging Face's DeiT, distilled",
     marks=has(PATCHES, r"distillation_classifier\.weight"),
     rules=(

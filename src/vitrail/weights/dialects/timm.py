@@ -8,7 +8,8 @@ import re
 from typing import Any
 
 from vitrail.model.config import PositionResize, ViTConfig
-from vitrail.weights.dialect import HALF, Dialect, Stores, has
+from vitrail.weights.dialect import HALF, Dialect, Stores, has, plain
+from vitrail.weights.dialects.open_clip_files import sidecar as open_clip
 from vitrail.weights.dialects.timm_files import ROPE, export, sidecar
 from vitrail.weights.rules import layer, only, rule, stacked
 
@@ -55,24 +56,28 @@ HOME = {"norm_eps": 1e-6, "activation": "gelu", "pooling": "cls"}
 
 def _holds(config: ViTConfig) -> dict[str, Any]:
     """Give what timm's VisionTransformer can be told in a file."""
-    prefix = config.prefix
+    rows = (0, config.prefix) if config.positions == "learned" else config.prefix_positions
     holds: dict[str, Any] = {
-        "positions": ("learned", "rope", "none"),
-        "prefix_positions": (0, prefix)
-        if config.positions == "learned"
-        else config.prefix_positions,
-        "head_width": config.width // config.heads,
+        **plain(config),
+        "mlp": ("plain", "swiglu"),
+        "activation": config.activation,
+        # The two values that timm's own architectures have; a file cannot say a third.
+        "norm_eps": 1e-5 if config.norm_eps == 1e-5 else 1e-6,
         "qkv_bias": ("all", "none"),
         "patch_bias": not config.pre_norm,
         "mlp_bias": config.proj_bias or config.mlp_bias,  # timm's `proj_bias` is both
         "proj_bias": config.proj_bias or config.mlp_bias,
-        "head_bias": True,
-        "patch_norms": False,
-        "pre_logits": False,
-        "pooling": ("cls", "mean", "map", "mean_all"),
+        "qk_norm": config.qk_norm,
+        "layer_scale": config.layer_scale,
+        "class_token": config.class_token,
+        "distillation_token": config.distillation_token,
+        "registers": config.registers,
+        "positions": ("learned", "rope", "none"),
+        "prefix_positions": rows,
         "position_resize": PositionResize(),
-        # The two values that timm's own architectures have; a file cannot say a third.
-        "norm_eps": 1e-5 if config.norm_eps == 1e-5 else 1e-6,
+        "pre_norm": config.pre_norm,
+        "final_norm": config.final_norm,
+        "pooling": ("cls", "mean", "map", "mean_all"),
     }
     if config.distillation_token:
         holds |= {"registers": 0, "prefix_positions": 2, "pre_norm": False, "norm_eps": 1e-6}
@@ -83,24 +88,17 @@ def _holds(config: ViTConfig) -> dict[str, Any]:
 
 def _eva_holds(config: ViTConfig) -> dict[str, Any]:
     return {
-        "positions": "rope",
-        "layer_scale": config.layer_scale or 1e-5,
-        "class_token": True,
-        "distillation_token": False,
-        "head_width": config.width // config.heads,
+        **plain(config),
+        "mlp": ("plain", "swiglu"),
+        "activation": "silu" if config.mlp == "swiglu" else "gelu",
         "norm_eps": 1e-5,
         "qkv_bias": ("no_key", "none"),
-        "patch_bias": True,
-        "proj_bias": True,
-        "mlp_bias": True,
-        "head_bias": True,
-        "qk_norm": False,
-        "patch_norms": False,
-        "pre_norm": False,
-        "pre_logits": False,
+        "layer_scale": config.layer_scale or 1e-5,
+        "registers": config.registers,
+        "positions": "rope",
+        "prefix_positions": config.prefix_positions,
         "final_norm": ("tokens", "pooled"),
         "pooling": ("cls", "mean"),
-        "activation": ("silu",) if config.mlp == "swiglu" else "gelu",
     }
 
 
@@ -108,7 +106,11 @@ _BLOCK = r"blocks\.0\.attn\.qkv\.weight"
 
 
 def _is_eva(stores: Stores) -> bool:
-    return has(_BLOCK, r"blocks\.0\.gamma_1")(stores) and "pos_embed" not in stores
+    """Tell DINOv3 from timm's other rotary ViTs, which turn q and k in other ways."""
+    others = {"pos_embed", "fc_norm.weight", "blocks.0.attn.qkv.bias"}
+    return has(_BLOCK, r"blocks\.0\.gamma_1", "cls_token", "reg_token")(stores) and not (
+        others & stores.keys()
+    )
 
 
 # In the order in which they are tried.
@@ -117,12 +119,11 @@ EVA = Dialect(
     variant="timm's Eva (DINOv3)",
     marks=_is_eva,
     rules=EVA_NAMES,
-    leave=((r"rope\..*", "rotations, computed anew"), _MASK),
+    leave=((r"rope\.periods", "rotations, computed anew"), _MASK),
     home={**HOME, **ROPE, "pooling": "mean"},
     holds=_eva_holds,
     sidecar=sidecar,
     export=export,
-    writes="folder",
 )
 DEIT3 = Dialect(
     name="timm",
@@ -130,7 +131,8 @@ DEIT3 = Dialect(
     marks=has(_BLOCK, r"blocks\.0\.gamma_1", "pos_embed"),
     rules=NAMES,
     spellings=((r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),),
-    home={**HOME, "position_resize": PositionResize(antialias=False), "prefix_positions": 0},
+    home={**HOME, "position_resize": PositionResize(antialias=False)},
+    tells=lambda stores, known: {"prefix_positions": 0},  # a row for the class: another model
     sidecar=sidecar,
 )
 DINO = Dialect(
@@ -150,8 +152,8 @@ OPEN_CLIP = Dialect(
     spellings=((r"^trunk\.", ""), (r"^head\.proj\.", "head."), _PRE_LOGITS),
     leave=(_MASK,),
     home=HOME,
-    preprocess=HALF,
-    sidecar=sidecar,
+    preprocess=lambda config: HALF,
+    sidecar=open_clip,
 )
 DISTILLED = Dialect(
     name="timm",
@@ -169,9 +171,12 @@ TIMM = Dialect(
     spellings=(_PRE_LOGITS,),
     leave=(_MASK,),
     home=HOME,
-    preprocess=HALF,
+    preprocess=lambda config: HALF,
+    unsure={
+        "preprocess": "mean and std of .5 are taken, as Google's ViTs have; those of DeiT, MAE "
+        "and DINO have ImageNet's: a preset says so"
+    },
     holds=_holds,
     sidecar=sidecar,
     export=export,
-    writes="folder",
 )

@@ -27,6 +27,27 @@ SETTINGS = {
     "global_pool": ("token", "avg", "map", ""),
 }
 
+# The others that are understood: sizes, what tensors show, and what changes training alone.
+KNOWN = {
+    "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads",
+    "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias", "init_values", "class_token", "pos_embed",
+    "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "pool_include_prefix",
+    "dynamic_img_size", "dynamic_img_pad", "drop_rate", "pos_drop_rate", "patch_drop_rate",
+    "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init",
+    "rope_temperature", "swiglu_mlp", "swiglu_align_to", "num_reg_tokens", "use_fc_norm",
+}  # fmt: skip
+
+# Architectures whose tensors look like a plain ViT's, and that are none.
+OTHERS = (
+    (r"_rope_|^vit_pe_|^eva02_", "its positions turn q and k in a way of their own"),
+    (r"_rpn_|^eva02_enormous", "its norms come after the branches (post-norm)"),
+    (r"_sapiens2$", "its heads share keys and values"),
+    (r"^test_vit3$", "it pools registers too"),
+    (r"relpos", "its attention has relative positions"),
+    (r"^beit|^swin|^cait|^xcit|^volo|^sam|_hybrid|_r\d+_s", "it is of another kind"),
+    (r"^naflexvit", "its images keep their own aspect"),
+)
+
 # What the name of a timm architecture says and no tensor shows: heads, and arithmetic that is not
 # `HOME`. The first pattern that matches decides on each field.
 ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -34,7 +55,7 @@ ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"_base_patch\d+_plus", {"heads": 14}),
     (r"_(huge_plus|hugeplus)_.*dinov3", {"heads": 20}),
     (r"_7b_.*dinov3", {"heads": 32}),
-    (r"giant_.*(dinov2|tipsv2|radio)", {"heads": 24}),
+    (r"giant_.*(dinov2|tipsv2|radio|lingbot)", {"heads": 24}),
     (r"_intern300m_|_(large|huge|giant|giantopt|gigantic|so400m)_|_large$", {"heads": 16}),
     (r"_so150m2_", {"heads": 13}),
     (r"_so150m_", {"heads": 14}),
@@ -46,7 +67,8 @@ ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^test_vit2?$", {"heads": 2}),
     (r"_(small|small_plus|splus)_|_small$", {"heads": 6}),
     (r"_base_|_base$", {"heads": 12}),
-    (r"_clip_|dinov3|beit3", {"norm_eps": 1e-5}),
+    (r"^eva_.*_clip_", {"norm_eps": 1e-6}),
+    (r"_clip_|dinov3", {"norm_eps": 1e-5}),
     (r"quickgelu", {"activation": "quick_gelu"}),
     (
         r"base_patch32_siglip|large_patch16_siglip(_gap)?_512|so400m_patch16_siglip|giantopt_",
@@ -56,19 +78,38 @@ ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+# The width that goes with a name: heads that a name says are not those of other weights.
+WIDTHS = (
+    (r"_base_patch\d+_plus_", 896),
+    (r"giant_.*(dinov2|tipsv2|radio|lingbot)|_giantopt_", 1536),
+    (r"_giant_", 1408),
+    (r"_gigantic_", 1664),
+    (r"_huge_|_huge_plus_", 1280),
+    (r"_so400m_", 1152),
+    (r"_large_|_large$|_intern300m_", 1024),
+    (r"_small_|_small$|_small_plus_", 384),
+    (r"_tiny_", 192),
+    (r"_base_|_base$", 768),
+)
+
+
 def sidecar(files: Mapping[str, Mapping[str, Any]]) -> Sidecar:
     """Read a timm `config.json`: an architecture's name, its arguments, the preprocessing."""
     stored = files.get("config.json", {})
     if not isinstance(stored.get("architecture"), str):
         return Sidecar()
-    cfg = stored.get("pretrained_cfg") or stored
-    config = {"position_resize": PositionResize(), **_from_name(stored["architecture"])}
+    name, cfg = stored["architecture"], stored.get("pretrained_cfg") or stored
+    config = {"position_resize": PositionResize(), **from_name(name)}
     args = stored.get("model_args") or {}
     config |= _from_args(args)
     pooling = args.get("global_pool", stored.get("global_pool"))
     if pooling in POOLING:
         config["pooling"] = POOLING[pooling]
-    if pooling == "avg" and args.get("pool_include_prefix"):
+    if args.get("pool_include_prefix"):
+        if pooling != "avg":
+            raise WeightsError(
+                f'timm pools "{pooling}" over the prefix tokens too: no ViT here does'
+            )
         config["pooling"] = "mean_all"
     if "img_size" not in args and "input_size" in cfg:
         config["image_size"] = tuple(cfg["input_size"][-2:])
@@ -76,22 +117,32 @@ def sidecar(files: Mapping[str, Mapping[str, Any]]) -> Sidecar:
     return Sidecar(config=config, preprocess=_preprocess(cfg), labels=tuple(map(str, labels)))
 
 
-def _from_name(architecture: str) -> dict[str, Any]:
+def from_name(architecture: str) -> dict[str, Any]:
+    """Give what the name of an architecture says; one that is no plain ViT is a `WeightsError`."""
     fields: dict[str, Any] = {}
+    for pattern, why in OTHERS:
+        if re.search(pattern, architecture):
+            raise WeightsError(f'timm\'s "{architecture}" is no plain ViT: {why}')
     for pattern, said in ARCHITECTURES:
         if re.search(pattern, architecture):
             fields = {**said, **fields}
-    return fields
+    width = next((width for pattern, width in WIDTHS if re.search(pattern, architecture)), None)
+    return fields if width is None else {**fields, "width": width}
 
 
 def _from_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Read timm's constructor arguments, as far as no tensor shows them."""
     fields: dict[str, Any] = {}
-    if "num_heads" in args:
-        fields["heads"] = args["num_heads"]
+    for ours, theirs in (("heads", "num_heads"), ("width", "embed_dim"), ("depth", "depth")):
+        if theirs in args:
+            fields[ours] = args[theirs]
     if "img_size" in args:
         size = args["img_size"]
         fields["image_size"] = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if unknown := sorted(args.keys() - KNOWN - SETTINGS.keys()):
+        raise WeightsError(
+            f"config.json gives timm {', '.join(unknown)}, which no plain ViT has here"
+        )
     for name, known in SETTINGS.items():
         if args.get(name) not in (None, *known):
             raise WeightsError(

@@ -1,12 +1,23 @@
 """torchvision's files (torchvision 0.28, `models/vision_transformer.py`)."""
 
-from vitrail.model.config import PositionResize
-from vitrail.weights.dialect import IMAGENET, Dialect, has
+from typing import Any
+
+from vitrail.model.config import PositionResize, ViTConfig
+from vitrail.weights.dialect import IMAGENET, Dialect, has, plain
 from vitrail.weights.rules import layer, rule
 
 _BLOCK = "encoder.layers.encoder_layer_{i}"
 # torchvision's `interpolate_embeddings`: corners stay where they are.
 _RESIZE = PositionResize(antialias=False, align_corners=True)
+
+
+def _preprocess(config: ViTConfig) -> dict[str, Any]:
+    """Weights of version 1 bring the shorter side to 256, L/16's to 242; SWAG's, larger, to it."""
+    if max(config.image_size) > 224:
+        return IMAGENET
+    side = 242 if (config.width, config.patch_size) == (1024, 16) else 256
+    return {**IMAGENET, "crop": 224 / side, "interpolation": "bilinear"}
+
 
 TORCHVISION = Dialect(
     name="torchvision",
@@ -33,33 +44,13 @@ TORCHVISION = Dialect(
         (r"^heads\.(0\.)?(weight|bias)$", r"heads.head.\2"),  # a head that a tutorial put in place
     ),
     home={"norm_eps": 1e-6, "activation": "gelu", "pooling": "cls", "position_resize": _RESIZE},
-    # The weights of version 1: the shorter side to 256, the centre of 224, bilinear.
-    preprocess={**IMAGENET, "crop": 224 / 256, "interpolation": "bilinear"},
+    preprocess=_preprocess,
     holds=lambda config: {
+        **plain(config),
         "image_size": ((config.image_size[0], config.image_size[0]),),  # its code takes one number
-        "classes": config.classes or 1000,  # it has no form without a head
-        "mlp": "plain",
-        "activation": "gelu",
-        "norm_eps": 1e-6,
-        "head_width": config.width // config.heads,
-        "qkv_bias": "all",
-        "patch_bias": True,
-        "patch_norms": False,
-        "proj_bias": True,
-        "mlp_bias": True,
-        "head_bias": True,
-        "qk_norm": False,
-        "layer_scale": None,
-        "class_token": True,
-        "distillation_token": False,
-        "registers": 0,
         "channels": 3,
-        "positions": "learned",
-        "prefix_positions": 1,
+        "classes": config.classes or 1000,  # it has no form without a head
         "position_resize": _RESIZE,
-        "pre_norm": False,
-        "final_norm": "tokens",
-        "pooling": "cls",
+        "pre_logits": (False, True),
     },
-    writes=".pth",
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.config import ViTConfig
-from vitrail.weights.dialect import Dialect, Export, Stores, has
+from vitrail.weights.dialect import Dialect, Export, Stores, has, plain
 from vitrail.weights.formats.stored import Stored
 from vitrail.weights.rules import FLAT, Known, Way, layer, rule
 
@@ -102,25 +102,15 @@ def _unprojected(config: ViTConfig) -> bool:
 
 def _holds(config: ViTConfig) -> dict[str, Any]:
     return {
-        "mlp": "plain",
-        "activation": "gelu",
+        **plain(config),
         "norm_eps": 1e-5,
+        "head_width": config.head_width,
         "qkv_bias": "none",
-        "patch_bias": True,
         "patch_norms": True,
         "proj_bias": not _unprojected(config),
-        "mlp_bias": True,
-        "head_bias": True,
-        "qk_norm": False,
-        "layer_scale": None,
-        "distillation_token": False,
-        "registers": 0,
-        "positions": "learned",
+        "class_token": config.class_token,
         "prefix_positions": int(config.class_token),
-        "pre_norm": False,
-        "final_norm": "tokens",
         "pooling": "cls" if config.class_token else "mean",
-        "pre_logits": False,
     }
 
 
@@ -161,7 +151,7 @@ VIT_PYTORCH = Dialect(
     # Older releases pool all tokens with pool="mean", which looks the same: give pooling then.
     home={"norm_eps": 1e-5, "activation": "gelu", "pooling": "cls"},
     # The library has no preprocessing, and its examples take pixels as they are, from 0 to 1.
-    preprocess={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    preprocess=lambda config: {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
     tells=_tells,
     arrange=_arrange,
     holds=_holds,

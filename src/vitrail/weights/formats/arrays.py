@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import UnsafeError, WeightsError
-from vitrail.weights.formats.stored import AGAIN, RawFile, Stored, memory
+from vitrail.weights.formats.stored import AGAIN, RawFile, Stored, clean, is_shape, memory
 from vitrail.weights.formats.zips import Member, unpack
 
 _HEADER_BYTES = 10_000  # numpy's own limit for a header that it parses
@@ -47,17 +47,17 @@ def _stored(file: RawFile, name: str, member: Member) -> Stored:
         raise _broken(file, name, "has no header that numpy can read") from error
     if dtype.hasobject:
         raise UnsafeError(
-            f"{file.path}: {name} is an array of Python objects, which are a pickle and could run "
-            "code; nothing was run; save it as numbers"
+            f"{file.path}: {clean(name)} is an array of Python objects, which are a pickle and "
+            "could run code; nothing was run; save it as numbers"
         )
     kind = f"{dtype.kind}{dtype.itemsize}"
     if kind not in _DTYPES or dtype.names or dtype.subdtype:
         raise WeightsError(
-            f"{file.path}: {name} is an array of {dtype}; weights are numbers that torch has: "
-            "leave it out or save it as such"
+            f"{file.path}: {clean(name)} is an array of {clean(str(dtype))}; weights are numbers "
+            "that torch has: leave it out or save it as such"
         )
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise _broken(file, name, f"has the shape {shape}")
+    if not is_shape(shape):
+        raise _broken(file, name, "has a shape that no array has")
     wanted = head.tell() + prod(shape) * dtype.itemsize
     if member.size != wanted:
         raise _broken(file, name, f"has {member.size:,} bytes and its header says {wanted:,}")
@@ -107,4 +107,4 @@ def _head(file: RawFile, member: Member) -> io.BytesIO:
 
 
 def _broken(file: RawFile, name: str, reason: str) -> WeightsError:
-    return WeightsError(f"{file.path}: {name} {reason}; {AGAIN}")
+    return WeightsError(f"{file.path}: {clean(name)} {reason}; {AGAIN}")

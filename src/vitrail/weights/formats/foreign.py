@@ -3,8 +3,7 @@
 import re
 
 from vitrail.errors import WeightsError
-from vitrail.weights.formats.pickles import clean
-from vitrail.weights.formats.stored import AGAIN, RawFile
+from vitrail.weights.formats.stored import AGAIN, RawFile, clean
 
 WANTED = "wanted are safetensors, a torch file (.pth, .pt, .bin) or an .npz"
 

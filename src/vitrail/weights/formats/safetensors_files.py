@@ -11,10 +11,15 @@ from typing import Any
 import torch
 
 from vitrail.errors import WeightsError
-from vitrail.weights.formats.pickles import clean
-from vitrail.weights.formats.stored import AGAIN, MOST_AXES, RawFile, Stored
-
-_LARGEST_HEADER = 100_000_000  # the format's own limit
+from vitrail.weights.formats.stored import (
+    AGAIN,
+    MOST_JSON,
+    RawFile,
+    Stored,
+    clean,
+    is_count,
+    is_shape,
+)
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -28,10 +33,10 @@ _DTYPES = {
 def read_safetensors(file: RawFile) -> tuple[dict[str, Stored], dict[str, str]]:
     """Give the tensors of a safetensors file in their order there, and its metadata."""
     count = int.from_bytes(file.bytes(0, min(file.size, 8)), "little")
-    if file.size < 8 or 8 + count > file.size or count > _LARGEST_HEADER:
+    if file.size < 8 or 8 + count > file.size or count > MOST_JSON:
         raise WeightsError(
             f"{file.path} is no whole safetensors file: it has {file.size:,} bytes and says that "
-            f"its header has {count:,}; {AGAIN}"
+            f"its header has {count:,}, of which {MOST_JSON:,} are read at most; {AGAIN}"
         )
     try:
         header = json.loads(file.bytes(8, count).decode("utf-8"), object_pairs_hook=_unique)
@@ -72,8 +77,7 @@ def _described(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], torch.
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"{clean(name)} has the dtype {clean(str(entry['dtype']))}")
     dtype = _DTYPES[entry["dtype"]]
-    natural = all(type(value) is int and value >= 0 for value in (*shape, start, end))
-    if not natural or len(shape) > MOST_AXES:
+    if not is_shape(shape) or not is_count(start) or not is_count(end):
         raise ValueError(
             f"{clean(name)} has shape {clean(str(shape))} and offsets {clean(f'{start}, {end}')}"
         )

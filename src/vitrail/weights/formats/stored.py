@@ -19,6 +19,8 @@ from vitrail.errors import WeightsError
 # A file may say more than it holds: packed arrays, names that share a storage. Past both, it lies.
 BOMB_RATIO, BOMB_BYTES = 64, 64 * 2**20
 MOST_AXES = 64  # torch's own limit
+# JSON takes up to 25 times its bytes in memory; the largest header of a ViT is below 1 MB.
+MOST_JSON = 16 * 2**20
 
 AGAIN = "fetch or save the file again"
 
@@ -104,12 +106,27 @@ def memory(tensor: Tensor) -> memoryview:
     return tensor.flatten().view(torch.uint8).numpy().data
 
 
+def is_count(value: object) -> bool:
+    """Tell whether that is a number of things; larger ones have no text that ends."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_shape(value: object) -> bool:
+    """Tell whether a tensor can have these sizes."""
+    return isinstance(value, list | tuple) and len(value) <= MOST_AXES and all(map(is_count, value))
+
+
+def clean(text: str) -> str:
+    """Give text of a file so that a terminal can show it."""
+    return text[:80].encode("unicode_escape").decode()
+
+
 def check_total(file: RawFile, tensors: Mapping[str, Stored]) -> None:
     """Refuse a small file whose tensors would fill the memory."""
     for name, tensor in tensors.items():
         # Without a number in it, a tensor may be of any size but what torch can count.
         if prod(max(size, 1) for size in tensor.shape) * tensor.dtype.itemsize >= 2**63:
-            raise WeightsError(f"{file.path}: {name[:80]} has the shape {tensor.shape}; {AGAIN}")
+            raise WeightsError(f"{file.path}: {clean(name)} has the shape {tensor.shape}; {AGAIN}")
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > max(BOMB_BYTES, BOMB_RATIO * file.size):
         raise WeightsError(

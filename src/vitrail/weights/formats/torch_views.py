@@ -1,5 +1,6 @@
 """Tensors as a pickle of torch describes them, and their values as they lie in the file."""
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from math import prod
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import WeightsError
-from vitrail.weights.formats.pickles import PLAIN, Attributes, left_out
-from vitrail.weights.formats.stored import AGAIN, MOST_AXES, RawFile, Stored
+from vitrail.weights.formats.pickles import PLAIN, Attributes, few, left_out
+from vitrail.weights.formats.stored import AGAIN, RawFile, Stored, clean, is_count, is_shape
 
 # No weights nest, name or count their tensors past these; a made-up file can in a few bytes.
-_DEPTH, _NAME, _VALUES = 32, 1000, 1_000_000
+_DEPTH, _NAME, _VALUES, _TENSORS = 32, 1000, 1_000_000, 100_000
 
 
 class Storage(NamedTuple):
@@ -39,14 +40,10 @@ class Unreadable(NamedTuple):
     kind: str
 
 
+# Quantized numbers, and those below a byte: torch cannot even copy them.
+_UNCOPIED = re.compile(r"torch\.(q|u?int[1-7]$)")
+
 Places = Mapping[str, tuple[int, int]]  # where a storage starts in the file, and its bytes
-
-
-def natural(value: Any) -> int:
-    """Give a number of things; what cannot be one is a `ValueError`."""
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{str(value)[:20]} is no number of things")
-    return value
 
 
 def _rebuild(
@@ -69,12 +66,16 @@ def _view(
     offset, shape, stride = place
     if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
         raise TypeError("a tensor without a storage")
-    if len(shape) != len(stride) or len(shape) > MOST_AXES:
-        raise ValueError(f"a tensor of {len(shape)} axes and {len(stride)} strides")
+    # Tuples, as torch writes them: lists would be copied once more for each tensor.
+    if type(shape) is not tuple or type(stride) is not tuple or len(shape) != len(stride):
+        raise ValueError("a tensor without as many strides as it has axes")
+    if not is_count(offset) or not is_shape(shape) or not is_shape(stride):
+        raise ValueError("a tensor of a shape that none has")
     if isinstance(metadata, dict) and (metadata.get("conj") or metadata.get("neg")):
         return Unreadable("negated or conjugated")
-    sizes, steps = tuple(map(natural, shape)), tuple(map(natural, stride))
-    return View(storage, dtype, natural(offset), sizes, steps)
+    if _UNCOPIED.match(str(dtype)):
+        return Unreadable(str(dtype))
+    return View(storage, dtype, offset, shape, stride)
 
 
 def _same(value: Any, *_: Any) -> Any:
@@ -82,7 +83,7 @@ def _same(value: Any, *_: Any) -> Any:
 
 
 def _of_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    return function(*arguments)
+    return function(*few(arguments))
 
 
 _STORAGES = {
@@ -138,7 +139,7 @@ SCRIPT_BUILDERS: Mapping[tuple[str, str], Any] = {
 
 
 def flatten(
-    file: RawFile, content: Any, registered: Mapping[str, frozenset[str]] | None = None
+    file: RawFile, content: Any, registered: Mapping[str, frozenset[str]]
 ) -> dict[str, View]:
     """Give the tensors in nested dicts, lists and objects by their keys, joined with dots.
 
@@ -149,36 +150,34 @@ def flatten(
 
     def walk(value: Any, name: str, depth: int) -> None:
         nonlocal visited
-        visited += 1
-        if visited > _VALUES or depth > _DEPTH or len(name) > _NAME:
+        many = visited > _VALUES or len(tensors) > _TENSORS
+        if many or depth > _DEPTH or len(name) > _NAME:
             raise WeightsError(
                 f"{file.path} nests its values as no weights do, below {name[:60]!r}; save the "
                 "state dict alone"
             )
         if isinstance(value, Unreadable):
             raise WeightsError(
-                f"{file.path}: {name} is a {value.kind} tensor, not plain numbers; save it as a "
-                "plain one"
+                f"{file.path}: {clean(name)} is a {value.kind} tensor, not plain numbers; save it "
+                "as a plain one"
             )
         if isinstance(value, View) and name in tensors:
-            raise WeightsError(f"{file.path} has two tensors named {name}; rename one of them")
+            raise WeightsError(f"{file.path} has two tensors named {clean(name)}; rename one")
         if isinstance(value, View):
             tensors[name] = value
-        for key, inner in _items(value, registered or {}):
-            walk(inner, f"{name}.{key}" if name else str(key), depth + 1)
+        kept = registered.get(value.kind) if isinstance(value, Attributes) else None
+        for key, inner in _items(value):
+            visited += 1
+            if kept is None or key in kept or isinstance(inner, Attributes):
+                walk(inner, f"{name}.{key}" if name else str(key), depth + 1)
 
     walk(content, "", 0)
     return tensors
 
 
-def _items(value: Any, registered: Mapping[str, frozenset[str]]) -> Iterable[tuple[Any, Any]]:
+def _items(value: Any) -> Iterable[tuple[str | int, Any]]:
     if isinstance(value, Attributes):
-        kept = registered.get(value.kind)
-        return [
-            (key, inner)
-            for key, inner in _items(value.values, {})
-            if kept is None or key in kept or isinstance(inner, Attributes)
-        ]
+        value = value.values
     if isinstance(value, dict):
         return value.items()
     return enumerate(value) if type(value) in (list, tuple) else ()
@@ -192,13 +191,13 @@ def stored(file: RawFile, name: str, view: View, places: Places) -> Stored:
     size = view.dtype.itemsize
     if (view.offset + span) * size > nbytes:
         raise WeightsError(
-            f"{file.path}: {name} {view.shape} needs {(view.offset + span) * size:,} bytes of its "
-            f"storage, which has {max(nbytes, 0):,}; {AGAIN}"
+            f"{file.path}: {clean(name)} {view.shape} needs {(view.offset + span) * size:,} bytes "
+            f"of its storage, which has {max(nbytes, 0):,}; {AGAIN}"
         )
     if prod(view.shape) * size > max(nbytes, file.size):
         raise WeightsError(
-            f"{file.path}: {name} {view.shape} would take {prod(view.shape) * size:,} bytes, and "
-            f"the file has {file.size:,}; it is made to fill the memory, do not use it"
+            f"{file.path}: {clean(name)} {view.shape} would take {prod(view.shape) * size:,} "
+            f"bytes, and the file has {file.size:,}; it is made to fill the memory, do not use it"
         )
     start += view.offset * size
     if _contiguous(view):

@@ -6,8 +6,7 @@ from typing import NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from vitrail.errors import WeightsError
-from vitrail.weights.formats.pickles import clean
-from vitrail.weights.formats.stored import AGAIN, BOMB_BYTES, BOMB_RATIO, RawFile
+from vitrail.weights.formats.stored import AGAIN, BOMB_BYTES, BOMB_RATIO, RawFile, clean
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # its mark, and the lengths of the name and the rest
 
