@@ -79,11 +79,13 @@ class Preprocess:
             return self._padded(image)
         tall, wide = round(height / self.crop), round(width / self.crop)
         if self.resize == "shortest":
-            scale = max(tall / image.height, wide / image.width)
-            tall = max(tall, round(image.height * scale))
-            wide = max(wide, round(image.width * scale))
+            # The longer side is cut to whole pixels, as by torchvision, timm and Hugging Face.
+            tall, wide = (
+                max(tall, image.height * wide // image.width),
+                max(wide, image.width * tall // image.height),
+            )
         pixels = to_array(self._resized(image, tall, wide), self.channels)
-        top, left = (tall - height) // 2, (wide - width) // 2
+        top, left = round((tall - height) / 2), round((wide - width) / 2)  # torchvision's centre
         return pixels[:, top : top + height, left : left + width]
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from math import isqrt
+from math import isqrt, log2
 from typing import Any, NamedTuple
 
 from vitrail.errors import ConfigError, WeightsError, check_values
@@ -90,6 +90,19 @@ def _check_ranks(shapes: Shapes) -> None:
                 f"{name} has the shape {tuple(stored.shape)}: a plain ViT has {rank} axes there, "
                 f"none of them empty{flat}"
             )
+
+
+def nearest_preset(config: ViTConfig) -> str:
+    """Give the preset of the nearest sizes, and of these the one that has most fields alike."""
+
+    def apart(other: ViTConfig) -> tuple[float, float]:
+        sizes = ("width", "depth", "mlp_width", "patch_size")
+        pairs = [(getattr(config, size), getattr(other, size)) for size in sizes]
+        distance = sum(abs(log2(mine / theirs)) for mine, theirs in pairs if mine and theirs)
+        unlike = sum(value != getattr(other, name) for name, value in _fields(config).items())
+        return distance, unlike
+
+    return min(table(), key=lambda name: apart(table()[name]))
 
 
 def _fields(config: ViTConfig) -> dict[str, Any]:

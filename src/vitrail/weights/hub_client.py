@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from vitrail import __version__
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 SECONDS_TO_WRITE = 120  # a large commit is checked over there before it is answered
+_ONE_AT_A_TIME = RLock()
 TOKEN = "`hf auth login` stores one, or set HF_TOKEN"
 
 
@@ -30,29 +32,30 @@ def talking(
     from huggingface_hub import HfApi, constants, get_session
     from huggingface_hub.utils import disable_progress_bars
 
-    longest = SECONDS_TO_WRITE if writing else constants.HF_HUB_DOWNLOAD_TIMEOUT
-    client, telemetry = get_session(), constants.HF_HUB_DISABLE_TELEMETRY
-    hooks = client.event_hooks
+    with _ONE_AT_A_TIME:  # hooks and settings are the process's, not the thread's
+        longest = SECONDS_TO_WRITE if writing else constants.HF_HUB_DOWNLOAD_TIMEOUT
+        client, telemetry = get_session(), constants.HF_HUB_DISABLE_TELEMETRY
+        hooks = client.event_hooks
 
-    def bound(request: Any) -> None:
-        # Some requests of the client's wait without a limit, others for a minute, six times over.
-        limits = request.extensions.get("timeout", {})
-        shorter = {kind: min(limit or longest, longest) for kind, limit in limits.items()}
-        request.extensions["timeout"] = shorter
+        def bound(request: Any) -> None:
+            # Some of the client's requests wait without a limit, others six times for a minute.
+            limits = request.extensions.get("timeout", {})
+            shorter = {kind: min(limit or longest, longest) for kind, limit in limits.items()}
+            request.extensions["timeout"] = shorter
 
-    client.event_hooks = {**hooks, "request": [*hooks["request"], bound]}
-    # Without this it asks the hub for a list of coding agents, to say in each request which runs.
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-    loud = sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
-    try:
-        with nullcontext() if loud else disable_progress_bars():
-            yield HfApi(library_name="vitrail", library_version=__version__)
-    except VitrailError:
-        raise
-    except Exception as error:  # nothing but the client's calls runs inside
-        raise _told(error, repository, revision, writing) from error
-    finally:
-        client.event_hooks, constants.HF_HUB_DISABLE_TELEMETRY = hooks, telemetry
+        client.event_hooks = {**hooks, "request": [*hooks["request"], bound]}
+        # Without this it asks the hub for a list of coding agents, to tell it which one runs.
+        constants.HF_HUB_DISABLE_TELEMETRY = True
+        loud = sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
+        try:
+            with nullcontext() if loud else disable_progress_bars():
+                yield HfApi(library_name="vitrail", library_version=__version__)
+        except VitrailError:
+            raise
+        except Exception as error:  # nothing but the client's calls runs inside
+            raise _told(error, repository, revision, writing) from error
+        finally:
+            client.event_hooks, constants.HF_HUB_DISABLE_TELEMETRY = hooks, telemetry
 
 
 def _told(

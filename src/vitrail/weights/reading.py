@@ -160,7 +160,10 @@ def _complete(
     lists = misfits(config, ours)
     lists["unexpected"] += unused.get("unexpected", ())
     if any(lists.values()):
-        raise WeightsError(f"these weights are of no plain ViT that fits:{listed(lists)}")
+        raise WeightsError(
+            f"these weights are of no plain ViT that fits:{listed(lists)}\n"
+            f"of the presets, {architecture.nearest_preset(config)} comes nearest"
+        )
 
 
 def _dtypes(ours: Mapping[str, Stored]) -> dict[str, str]:

@@ -29,6 +29,7 @@ class Way(NamedTuple):
 
     read: Callable[..., Tensor | tuple[Tensor, ...]]  # (known, *theirs) -> ours
     write: Callable[..., Tensor | tuple[Tensor, ...]]  # (known, *ours) -> theirs
+    rows: bool = False  # ours is theirs, one below the other: each is read straight into its place
 
 
 class Rule(NamedTuple):
@@ -49,7 +50,7 @@ VECTOR = Way(lambda known, x: x[None, None], lambda known, x: x[0, 0])
 
 def stack(parts: int) -> Way:
     """Join their tensors, q, k and v for instance, along the rows of ours."""
-    return Way(lambda known, *xs: join(*xs), lambda known, x: x.chunk(parts))
+    return Way(lambda known, *xs: join(*xs), lambda known, x: x.chunk(parts), rows=True)
 
 
 def join(*xs: Tensor) -> Tensor:
@@ -193,6 +194,13 @@ def _run(function: Callable[..., Any], known: Known, tensors: list[Tensor]) -> t
 
 def _values(one: Rule, known: Known, parts: list[Stored], place: int) -> Tensor:
     """Read the tensors of a rule and give one of ours, in memory of its own."""
+    if one.way.rows:
+        whole = torch.empty(
+            (sum(part.shape[0] for part in parts), *parts[0].shape[1:]), dtype=parts[0].dtype
+        )
+        for part, rows in zip(parts, whole.split([p.shape[0] for p in parts]), strict=True):
+            rows.copy_(part.read())
+        return whole
     value = _run(one.way.read, known, [part.read() for part in parts])[place].contiguous()
     # A part of a larger tensor would keep the whole alive, at an address that is not aligned.
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

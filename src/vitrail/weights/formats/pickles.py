@@ -2,10 +2,11 @@
 
 A pickle is a list of instructions for a small stack machine. Python's own machine imports and calls
 whatever they name; this one knows plain values and the functions that it was given, refuses every
-other name, and takes at most 200 bytes of memory for an instruction, beside the pickle's own texts.
+other name. It takes at most 200 bytes of memory for an instruction and 5 for a byte of the pickle,
+and there is an end to both: a million instructions, and 32 MB.
 
-Numbers, and tuples of tuples, may have a text or a hash that takes longer than anybody waits: of
-what a pickle made, nothing is compared, hashed or shown but short texts and small numbers.
+The text or the hash of a made-up number or tuple may take longer than anybody waits: of what a
+pickle made, nothing is shown or used as a key but short texts and small numbers, as text.
 """
 
 import pickletools
