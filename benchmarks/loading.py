@@ -174,8 +174,9 @@ def main() -> None:
         page = table(results, weights, _in_a_process("cut", folder, given.preset))
     print(page)
     if given.write:
-        about = (__doc__ or "").split("\n\n", 2)
-        given.write.write_text(f"# {about[0]}\n\n{about[2].strip()}\n\n{page}\n", encoding="utf-8")
+        what, _, how = (__doc__ or "").split("\n\n", 2)
+        text = f"# Loading\n\n{what}\n\n{how.strip()}\n\n`python benchmarks/loading.py` repeats it."
+        given.write.write_text(f"{text}\n\n{page}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -129,17 +129,22 @@ def check_fit(
 
 def misfits(config: ViTConfig, tensors: Mapping[str, Stored]) -> dict[str, list[str]]:
     """Give what a model of this architecture misses in `tensors`, and what does not fit it."""
+    with torch.device("meta"):  # one block stands for all
+        one = ViT(config.replace(depth=min(config.depth, 1))).state_dict()
+    # A depth that nothing fills is not listed: one block more than there are is missing too.
     blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
-    # A depth that nothing fills is not built: one block more than there are is missing too.
-    with torch.device("meta"):
-        wanted = ViT(config.replace(depth=min(config.depth, len(blocks) + 1))).state_dict()
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, tensor in one.items():
+        numbers = range(min(config.depth, len(blocks) + 1)) if name.startswith("blocks.0.") else [0]
+        for i in numbers:
+            wanted[name.replace("blocks.0.", f"blocks.{i}.")] = tuple(tensor.shape)
     return {
         "missing": [name for name in wanted if name not in tensors],
         "unexpected": [name for name in tensors if name not in wanted],
         "misshapen": [
-            f"{name} {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in tensors and tuple(tensors[name].shape) != tuple(wanted[name].shape)
+            f"{name} {tensors[name].shape}, not {shape}"
+            for name, shape in wanted.items()
+            if name in tensors and tensors[name].shape != shape
         ],
     }
 

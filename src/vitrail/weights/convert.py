@@ -156,6 +156,8 @@ def exported(bundle: Bundle, to: str) -> Written:
     if homeless := [name for name in tensors if name not in used]:
         raise WeightsError(f"{to} ({dialect.variant}) has no place for {', '.join(homeless[:5])}")
     export = dialect.export(theirs, config, bundle.preprocess, bundle.labels, kept)
+    if any(name.endswith("mask_token") for name in export.tensors):
+        changes.append(f"mask_token of zeros: {to} wants one, which only masked training reads")
     return Written(dialect, export, config, changes)
 
 
