@@ -215,7 +215,9 @@ def test_hugging_face_s_config_file_is_refused_where_tensors_show_another_size(
 def test_an_image_size_that_an_oblong_table_of_positions_has_not_is_refused(tmp_path: Path) -> None:
     folder = vitrail.convert(bundle_of(), tmp_path, "huggingface")
 
-    assert "image_size" in refused(edited(folder, {"image_size": 64}))
+    message = refused(edited(folder, {"image_size": 64}))
+
+    assert "image_size: the table of positions has 36 rows" in message
 
 
 def test_class_names_with_a_gap_are_not_renumbered(

@@ -61,7 +61,7 @@ def assert_same_tensors(back: Any, source: Any, folded: tuple[str, ...] = ()) ->
 # An eps of 1e-3: no file of timm can say it (test_conversions.py).
 NOT_BACK = ("timm: CLIP",)
 BARE = [
-    (name, dtype)
+    pytest.param(name, dtype, marks=[pytest.mark.slow] * (dtype == torch.float64))
     for name in ORACLES
     for dtype in (torch.float32, torch.float64)
     if name not in NOT_BACK and (dtype == torch.float32 or name not in HALF)

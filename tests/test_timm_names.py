@@ -40,6 +40,7 @@ def write(model: Any, name: str, args: dict[str, Any], folder: Path) -> None:
     save_file({n: t.clone() for n, t in model.state_dict().items()}, folder / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_each_of_timm_s_gives_its_numbers_or_is_refused(
     timm: ModuleType, module: str, tmp_path: Path
@@ -71,6 +72,7 @@ def test_what_cannot_be_made_small_is_refused_by_name(name: str) -> None:
         sidecar({"config.json": {"architecture": name}})
 
 
+@pytest.mark.slow
 def test_heads_width_eps_and_activation_follow_from_the_name(timm: ModuleType) -> None:
     """AIMv2, and those with parallel branches, are told by their tensors."""
     others = ["aimv2*", "*sapiens2", "*18x2*", "*_pwee_*", "*_dpwee_*", "*_xp_*"]

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from vitrail.model.config import ViTConfig
 
 
+MOST = 10**9  # of anything: a number from a file may be of any length
+
+
 def check_image_size(size: tuple[int, int], patch: int) -> None:
     """Raise `ConfigError` with the nearest sizes where `patch` does not divide (H, W)."""
     for side in size:
@@ -37,9 +40,9 @@ def check_images(shape: tuple[int, ...], channels: int, patch: int) -> None:
 
 def check_sizes(config: "ViTConfig") -> None:
     """Raise `ConfigError` where a count or a size is out of range or does not divide."""
-    check_range(config, "patch_size channels head_width mlp_width", 1)
-    check_range(config, "classes depth registers prefix_positions", 0)
-    check_range(config, "norm_eps rope_base layer_scale", 0, open_low=True)
+    check_range(config, "patch_size channels width heads head_width mlp_width", 1, MOST)
+    check_range(config, "classes depth registers prefix_positions", 0, MOST)
+    check_range(config, "norm_eps rope_base layer_scale", 0, MOST, open_low=True)
     check_image_size(config.image_size, config.patch_size)
 
 

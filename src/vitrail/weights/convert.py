@@ -105,17 +105,19 @@ def conversion(
         loaded = load_with_facts(origin, dialect, preset, revision, read_fields(given))
         bundle = loaded.bundle
         source = certify(str(origin), loaded) if certified else None
+    _check_finite(bundle.model)
     if to == "vitrail":
         save(bundle, target)
         changes, known = [], {}
-        difference, largest = _compare(bundle.model, target, to, known)
+        difference, largest = _difference(bundle.model, _again(target, to, known))
     else:
         written = exported(bundle, to)
         changes, known = written.changes, _unseen(written)
         with _place(target, written.dialect) as beside:
             _write(beside, written)
-            difference, largest = _compare(bundle.model, beside, to, known)
-            _check_same(target, difference, largest, changes)
+            again = _again(beside, to, known)
+            _check_same(target, _twin(bundle.model, norm_eps=written.config.norm_eps), again)
+            difference, largest = _difference(bundle.model, again)
     words = "".join(f", {name}={value!r}" for name, value in known.items())
     return Conversion(
         source=source,
@@ -176,7 +178,7 @@ def _check_eps(model: ViT, eps: float, to: str) -> None:
     if eps == have or max(eps, have) <= PUBLISHED_EPS:
         return
     difference, largest = _difference(model, _twin(model, norm_eps=eps))
-    if not difference <= SAME * largest:
+    if difference > SAME * largest:
         raise WeightsError(
             f"{to} has no place for norm_eps = {have:g} (there: {eps:g}): the numbers would be "
             f"{difference:.1e} of {largest:.3g} apart; load it with norm_eps={eps:g} "
@@ -184,11 +186,15 @@ def _check_eps(model: ViT, eps: float, to: str) -> None:
         )
 
 
-def _check_same(target: Path, difference: float, largest: float, changes: list[str]) -> None:
-    """Raise `WeightsError` where what was written is not the model that it was made of."""
-    if not isfinite(largest):
+def _check_finite(model: ViT) -> None:
+    if not isfinite(_difference(model, model)[1]):
         raise WeightsError("the model's own numbers are not finite: nothing was written")
-    if difference > SAME * largest and not any(SLIGHTLY in line for line in changes):
+
+
+def _check_same(target: Path, expected: ViT, again: ViT) -> None:
+    """Raise `WeightsError` where what was written is not the model that it was made of."""
+    difference, largest = _difference(expected, again)
+    if not difference <= SAME * largest:  # nor for NaN
         raise WeightsError(
             f"{target} would not give the same numbers: they differ by {difference:.1e} of "
             f"{largest:.3g}; nothing was written. This is a defect of vitrail"
@@ -256,10 +262,9 @@ def _twin(model: ViT, **changes: Any) -> ViT:
     return twin.eval()
 
 
-def _compare(model: ViT, target: Path, to: str, known: Mapping[str, Any]) -> tuple[float, float]:
-    """Read what was written as anybody would, and give the largest difference of its numbers."""
-    again = load_with_facts(target, None if to == "vitrail" else to, None, None, known)
-    return _difference(model, again.bundle.model)
+def _again(target: Path, to: str, known: Mapping[str, Any]) -> ViT:
+    """Read what was written as anybody would."""
+    return load_with_facts(target, None if to == "vitrail" else to, None, None, known).bundle.model
 
 
 @torch.no_grad()

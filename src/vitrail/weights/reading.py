@@ -115,7 +115,7 @@ def _read(
         tensors=ours,
         read=len(used),
         unused=unused,
-        preprocess=_preprocess(path, dialect, sidecar, preset, config),
+        preprocess=_fitting(path, dialect, sidecar, preset, config),
         labels=_labels(path, sidecar, config),
         keep=keep,
     )
@@ -191,6 +191,17 @@ def stored_dtype(name: str, dtypes: Mapping[str, str]) -> torch.dtype | None:
     """Give the half precision in which a tensor of ours came, if it did."""
     said = dtypes.get(name, dtypes.get(_star(name)))
     return getattr(torch, said) if said in ("float16", "bfloat16") else None
+
+
+def _fitting(
+    path: Path, dialect: Dialect, sidecar: Sidecar, preset: str | None, config: ViTConfig
+) -> Preprocess:
+    try:
+        return _preprocess(path, dialect, sidecar, preset, config)
+    except (TypeError, ValueError, ArithmeticError, ConfigError) as error:
+        raise WeightsError(
+            f"the preprocessing in the files beside it is none ({error}); fetch them again"
+        ) from error
 
 
 def _preprocess(

@@ -196,7 +196,9 @@ def _values(one: Rule, known: Known, parts: list[Stored], place: int) -> Tensor:
     """Read the tensors of a rule and give one of ours, in memory of its own."""
     if one.way.rows:
         whole = torch.empty(
-            (sum(part.shape[0] for part in parts), *parts[0].shape[1:]), dtype=parts[0].dtype
+            (sum(part.shape[0] for part in parts), *parts[0].shape[1:]),
+            dtype=parts[0].dtype,
+            device="cpu",
         )
         for part, rows in zip(parts, whole.split([p.shape[0] for p in parts]), strict=True):
             rows.copy_(part.read())

@@ -39,19 +39,22 @@ def check_target(target: Path, to: str) -> None:
     check_dialect(to)
     form = FORMS[to]
     try:
-        there = target.exists()
-    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        target.lstat()
+        there = True
+    except FileNotFoundError:
+        there = False
+    except (OSError, ValueError) as error:  # a name too long, below a file, or with a zero byte
         raise OutputError(f"{str(target)!r} cannot be written: {error}") from error
     if form == "folder":
         if target.is_file() or target.suffix in (*TORCH_ENDINGS, ".npz", ".safetensors"):
             raise OutputError(f"{to} is a folder of files, and {target} names a file")
-        if there and any(target.iterdir()):
+        if target.is_dir() and any(target.iterdir()):
             raise OutputError(f"{target} holds files already; give a new or empty folder")
         return
     if target.suffix not in ENDINGS[form]:
         wanted = " or ".join(ENDINGS[form])
         raise OutputError(f"{target} should end in {wanted}, as {to} is one file")
-    if there or target.is_symlink():
+    if there:
         raise OutputError(f"{target} is there already; remove it, or give another name")
     if not target.parent.is_dir():
         raise OutputError(f"there is no folder {target.parent} to write {target.name} in")
