@@ -40,9 +40,10 @@ def check_images(shape: tuple[int, ...], channels: int, patch: int) -> None:
 
 def check_sizes(config: "ViTConfig") -> None:
     """Raise `ConfigError` where a count or a size is out of range or does not divide."""
-    check_range(config, "patch_size channels width heads head_width mlp_width", 1, MOST)
-    check_range(config, "classes depth registers prefix_positions", 0, MOST)
-    check_range(config, "norm_eps rope_base layer_scale", 0, MOST, open_low=True)
+    for most in (float("inf"), MOST):  # "1 or more" says more than a range that nobody meets
+        check_range(config, "patch_size channels width heads head_width mlp_width", 1, most)
+        check_range(config, "classes depth registers prefix_positions", 0, most)
+        check_range(config, "norm_eps rope_base layer_scale", 0, most, open_low=True)
     check_image_size(config.image_size, config.patch_size)
 
 
