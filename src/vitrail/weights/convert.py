@@ -23,7 +23,7 @@ from vitrail.weights.dialects.table import for_export
 from vitrail.weights.equivalent import SLIGHTLY, within
 from vitrail.weights.loading import load_with_facts
 from vitrail.weights.reading import HALF, log, stored_dtype
-from vitrail.weights.target import check_target
+from vitrail.weights.target import FORMS, check_target
 
 # What a file without a config beside it does not show, and who reads it again has to say.
 UNSEEN = ("heads", "image_size", "activation", "pooling")
@@ -54,6 +54,11 @@ class Conversion:
         rows = [
             ("written", f"{self.to}"),
             *(("changed", line) for line in self.changes),
+            *(
+                [("not written", "preprocessing and class names, for which a file has no place")]
+                if FORMS[self.to] != "folder"
+                else []
+            ),
             *(("sha256", f"{digest}  {name}") for name, digest in self.digests.items()),
             (
                 "read again",
