@@ -201,7 +201,7 @@ def _values(one: Rule, known: Known, parts: list[Stored], place: int) -> Tensor:
             device="cpu",
         )
         for part, rows in zip(parts, whole.split([p.shape[0] for p in parts]), strict=True):
-            rows.copy_(part.read())
+            part.read_into(rows)
         return whole
     value = _run(one.way.read, known, [part.read() for part in parts])[place].contiguous()
     # A part of a larger tensor would keep the whole alive, at an address that is not aligned.

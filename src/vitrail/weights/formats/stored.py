@@ -32,6 +32,14 @@ class Stored:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor] = field(repr=False)  # gives memory of its own, never a mapped file
+    fill: Callable[[Tensor], None] | None = field(default=None, repr=False)  # into memory given
+
+    def read_into(self, place: Tensor) -> None:
+        """Read the values into a contiguous tensor of the same shape and dtype."""
+        if self.fill is None:
+            place.copy_(self.read())
+        else:
+            self.fill(place)
 
     @property
     def nbytes(self) -> int:
@@ -65,12 +73,17 @@ class RawFile(NamedTuple):
     def tensor(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Read a tensor that lies in the file as it does in memory, straight into its place."""
         tensor = torch.empty(shape, dtype=dtype, device="cpu")
-        self._fill(memory(tensor), start)
+        self.into(start, tensor)
         return tensor
+
+    def into(self, start: int, place: Tensor) -> None:
+        """Read what `tensor` would into a contiguous tensor."""
+        self._fill(memory(place), start)
 
     def stored(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
         """Give the tensor that `tensor` would read."""
-        return Stored(shape, dtype, partial(self.tensor, start, shape, dtype))
+        read = partial(self.tensor, start, shape, dtype)
+        return Stored(shape, dtype, read, partial(self.into, start))
 
     def _fill(self, buffer: memoryview, start: int) -> None:
         with self.open() as file:
