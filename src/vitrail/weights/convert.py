@@ -18,7 +18,7 @@ from vitrail.model.vit import ViT
 from vitrail.weights import disk, files, rules
 from vitrail.weights.bundle import Bundle, save
 from vitrail.weights.certificate import Certificate, certify
-from vitrail.weights.dialect import Dialect, Export
+from vitrail.weights.dialect import Dialect, Export, Writing
 from vitrail.weights.dialects.table import for_export
 from vitrail.weights.equivalent import SLIGHTLY, within
 from vitrail.weights.loading import load_with_facts
@@ -162,7 +162,7 @@ def exported(bundle: Bundle, to: str) -> Written:
     theirs, used = rules.write(dialect.rules, tensors, known)
     if homeless := [name for name in tensors if name not in used]:
         raise WeightsError(f"{to} ({dialect.variant}) has no place for {', '.join(homeless[:5])}")
-    export = dialect.export(theirs, config, bundle.preprocess, bundle.labels, kept)
+    export = dialect.export(Writing(theirs, config, bundle.preprocess, bundle.labels, kept))
     if any(name.endswith("mask_token") for name in export.tensors):
         changes.append(f"mask_token of zeros: {to} wants one, which only masked training reads")
     return Written(dialect, export, config, changes)

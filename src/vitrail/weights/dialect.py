@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -52,6 +52,16 @@ class Sidecar:
     keep: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Writing(NamedTuple):
+    """What an export is made of: tensors under the names of the rules, and what goes with them."""
+
+    tensors: dict[str, Tensor]
+    config: ViTConfig
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    kept: Mapping[str, Any]  # of a file of that dialect, where the model comes from one
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Export:
     """The files of an export: weights under their names, and JSON files beside them."""
@@ -90,10 +100,8 @@ class Dialect:
     arrange: Callable[[Stores], tuple[Stores, dict[str, Any]]] = lambda stores: (stores, {})
     # Their JSON file read: (files by name) -> what they say.
     sidecar: Callable[[Mapping[str, Mapping[str, Any]]], Sidecar] = lambda files: Sidecar()
-    # Their files written: (tensors by their names, config, preprocessing, labels, kept) -> files.
-    export: Callable[[dict[str, Tensor], ViTConfig, Preprocess, tuple[str, ...], Any], Export] = (
-        lambda tensors, config, preprocess, labels, kept: Export(tensors=tensors)
-    )
+    # Their files written.
+    export: Callable[[Writing], Export] = lambda model: Export(tensors=model.tensors)
 
     @property
     def writes(self) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitrail.errors import WeightsError
 from vitrail.model.config import ViTConfig
 from vitrail.weights import files
-from vitrail.weights.dialect import spell
+from vitrail.weights.dialect import Writing, spell
 from vitrail.weights.dialects import timm as timm_dialects
 from vitrail.weights.dialects import timm_files
 from vitrail.weights.equivalent import within
@@ -183,9 +183,10 @@ def _transformers(reading: Reading, values: Mapping[str, Tensor]) -> Peer:
             folder, local_files_only=True, trust_remote_code=False
         )
     else:
-        made = reading.dialect.export(
+        writing = Writing(
             dict(values), reading.config, reading.preprocess, reading.labels, reading.keep
         )
+        made = reading.dialect.export(writing)
         folder, stored = None, dict(made.files["config.json"])
         config = transformers.AutoConfig.for_model(**stored)
         given = {"state_dict": _theirs(reading)}

@@ -12,9 +12,8 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
-from vitrail.data.preprocess import Preprocess
 from vitrail.model.config import ViTConfig
-from vitrail.weights.dialect import Dialect, Export, Stores, has, plain
+from vitrail.weights.dialect import Dialect, Export, Stores, Writing, has, plain
 from vitrail.weights.rules import FLAT, ROWS, Known, Rule, Way, from_flat, join, layer, rule
 
 # What q and v of the post are multiplied by to be ours.
@@ -99,19 +98,13 @@ def _arrange(stores: Stores) -> tuple[Stores, dict[str, Any]]:
     }
 
 
-def _export(
-    tensors: dict[str, Tensor],
-    config: ViTConfig,
-    preprocess: Preprocess,
-    labels: tuple[str, ...],
-    kept: Any,
-) -> Export:
+def _export(model: Writing) -> Export:
     """Write linear layers for patches and for qkv, or what the model came with."""
-    layout = (kept or {}).get("layout", {})
+    layout = model.kept.get("layout", {})
     written: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in model.tensors.items():
         if layout.get("convolution") and name == f"{_LINEAR}.weight":
-            kernel = from_flat({"channels": config.channels}, tensor)
+            kernel = from_flat({"channels": model.config.channels}, tensor)
             written[f"{_CONVOLUTION}.weight"] = kernel.contiguous()
         elif layout.get("convolution") and name == f"{_LINEAR}.bias":
             written[f"{_CONVOLUTION}.bias"] = tensor

@@ -8,12 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from vitrail.data.preprocess import Preprocess
-from vitrail.model.config import ViTConfig
 from vitrail.weights.dialect import CLIP as CLIP_STATISTICS
-from vitrail.weights.dialect import Dialect, Export, Stores, has, plain
+from vitrail.weights.dialect import Dialect, Export, Stores, Writing, has, plain
 from vitrail.weights.dialects.open_clip_files import sidecar
 from vitrail.weights.rules import ROWS, TRANSPOSED, VECTOR, layer, rule
 
@@ -28,14 +24,8 @@ def _openai(stores: Stores, known: Mapping[str, Any]) -> dict[str, Any]:
     return {"heads": heads, "activation": known.get("activation", "quick_gelu")}
 
 
-def _export(
-    tensors: dict[str, Tensor],
-    config: ViTConfig,
-    preprocess: Preprocess,
-    labels: tuple[str, ...],
-    kept: Any,
-) -> Export:
-    return Export(tensors={f"visual.{name}": tensor for name, tensor in tensors.items()})
+def _export(model: Writing) -> Export:
+    return Export(tensors={f"visual.{name}": tensor for name, tensor in model.tensors.items()})
 
 
 TOWER = Dialect(

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.config import PositionResize, ViTConfig
-from vitrail.weights.dialect import Dialect, Export, has, plain
+from vitrail.weights.dialect import Dialect, Export, Writing, has, plain
 from vitrail.weights.dialects.timm import NAMES
 from vitrail.weights.rules import Known, Rule, Way, layer, only, rule, stacked
 
@@ -41,15 +40,9 @@ def _fixed(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def _export2(
-    tensors: dict[str, Tensor],
-    config: ViTConfig,
-    preprocess: Preprocess,
-    labels: tuple[str, ...],
-    kept: Any,
-) -> Export:
+def _export2(model: Writing) -> Export:
     """Add the mask token, which the original's code wants to find."""
-    return Export(tensors={**tensors, "mask_token": torch.zeros(1, config.width)})
+    return Export(tensors={**model.tensors, "mask_token": torch.zeros(1, model.config.width)})
 
 
 _DINO_RESIZE = PositionResize(antialias=False, offset=0.1)
@@ -106,19 +99,13 @@ _MASKED = Way(
 _BIASES = ("blocks.{i}.attn.q_bias", "blocks.{i}.attn.v_bias")
 
 
-def _export3(
-    tensors: dict[str, Tensor],
-    config: ViTConfig,
-    preprocess: Preprocess,
-    labels: tuple[str, ...],
-    kept: Any,
-) -> Export:
+def _export3(model: Writing) -> Export:
     """Add what the original's code wants to find: the mask token, the periods of the rotations."""
-    quarter = config.head_width // 4
+    quarter = model.config.head_width // 4
     steps = torch.arange(quarter, dtype=torch.float32)
-    periods = config.rope_base ** (2 * steps / (config.head_width // 2))
-    mask = {"mask_token": torch.zeros(1, config.width)}
-    return Export(tensors={**tensors, **mask, "rope_embed.periods": periods})
+    periods = model.config.rope_base ** (2 * steps / (model.config.head_width // 2))
+    mask = {"mask_token": torch.zeros(1, model.config.width)}
+    return Export(tensors={**model.tensors, **mask, "rope_embed.periods": periods})
 
 
 DINOV3 = Dialect(

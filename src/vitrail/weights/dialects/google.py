@@ -16,10 +16,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.config import PositionResize, ViTConfig
-from vitrail.weights.dialect import HALF, Dialect, Export, Stores, plain, spell
+from vitrail.weights.dialect import HALF, Dialect, Export, Stores, Writing, plain, spell
 from vitrail.weights.formats.stored import Stored
 from vitrail.weights.rules import TRANSPOSED, Known, Rule, Way, from_flat, join, rule
 
@@ -171,16 +170,11 @@ def _patches(kernel: tuple[int, ...], size: tuple[int, int] | None) -> int:
     return (size[0] // kernel[0]) * (size[1] // kernel[0])
 
 
-def _export(
-    tensors: dict[str, Tensor],
-    config: ViTConfig,
-    preprocess: Preprocess,
-    labels: tuple[str, ...],
-    kept: Any,
-) -> Export:
+def _export(model: Writing) -> Export:
     """Write the form that the model came in, else vit_jax's or, without its class row, today's."""
+    config = model.config
     vit_jax = config.positions == "learned" and config.prefix_positions == 1
-    layout = (kept or {}).get("layout") or {
+    layout = model.kept.get("layout") or {
         "prefix": "",
         "pre_linen": vit_jax,
         "scanned": False,
@@ -188,7 +182,7 @@ def _export(
         "map_head": "MAPHead_0/",
         "naflex": config.position_resize == _NAFLEX,
     }
-    written = dict(tensors)
+    written = dict(model.tensors)
     if layout["naflex"]:
         written[_EMBEDDING] = written[_EMBEDDING].flatten(0, 2)
         table = written["pos_embedding"]

@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError, nearest
 from vitrail.model.config import PositionResize, ViTConfig
-from vitrail.weights.dialect import Export, Sidecar
+from vitrail.weights.dialect import Export, Sidecar, Writing
 from vitrail.weights.dialects import huggingface_images as images
 from vitrail.weights.dialects.huggingface_models import (
     ACTIVATIONS,
@@ -119,16 +118,10 @@ def _pair(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def export(
-    tensors: dict[str, Tensor],
-    config: ViTConfig,
-    preprocess: Preprocess,
-    labels: tuple[str, ...],
-    kept: Any,
-) -> Export:
+def export(model: Writing) -> Export:
     """Give the files of a folder that transformers opens."""
-    kept = kept or {}
-    kind = model_type_for(config, kept)
+    config = model.config
+    kind = model_type_for(config, model.kept)
     headed = config.classes > 0 or config.pooling == "cls+mean" or config.distillation_token
     name = MODELS[kind].headed if headed else MODELS[kind].bare
     stored: dict[str, Any] = {
@@ -138,11 +131,11 @@ def export(
     settings = _settings(TOWERS.get(kind, kind), config)
     stored |= {"vision_config": settings} if kind in TOWERS else settings
     if "ForImage" in (MODELS[kind].headed or ""):
-        stored["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        stored["label2id"] = {label: i for i, label in enumerate(labels)}
-    pixels = images.write_preprocess(preprocess, kept.get("image_processor_type"))
+        stored["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
+        stored["label2id"] = {label: i for i, label in enumerate(model.labels)}
+    pixels = images.write_preprocess(model.preprocess, model.kept.get("image_processor_type"))
     return Export(
-        tensors=_named(tensors | _unused(kind, tensors, config), kind, config, headed),
+        tensors=_named(model.tensors | _unused(kind, model.tensors, config), kind, config, headed),
         files={"config.json": stored, images.FILE: pixels},
     )
 

@@ -5,12 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.config import PositionResize, ViTConfig
-from vitrail.weights.dialect import Export, Sidecar
+from vitrail.weights.dialect import Export, Sidecar, Writing
 
 ROPE = {
     "positions": "rope",
@@ -239,30 +237,25 @@ def architecture(config: ViTConfig) -> str:
     return "vit_base_patch16_clip_224" if config.norm_eps == 1e-5 else "vit_base_patch16_224"
 
 
-def export(
-    tensors: dict[str, Tensor],
-    config: ViTConfig,
-    preprocess: Preprocess,
-    labels: tuple[str, ...],
-    kept: Any,
-) -> Export:
+def export(model: Writing) -> Export:
+    config = model.config
     args = eva_args(config) if config.positions == "rope" else model_args(config)
     modes = {"shortest": "center", "square": "squash", "pad": "border"}
     cfg = {
         "num_classes": config.classes,
-        "input_size": [config.channels, *preprocess.size],
-        "crop_pct": _crop_pct(preprocess),
-        "crop_mode": modes[preprocess.resize],
-        "interpolation": preprocess.interpolation,
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
+        "input_size": [config.channels, *model.preprocess.size],
+        "crop_pct": _crop_pct(model.preprocess),
+        "crop_mode": modes[model.preprocess.resize],
+        "interpolation": model.preprocess.interpolation,
+        "mean": list(model.preprocess.mean),
+        "std": list(model.preprocess.std),
         "first_conv": "patch_embed.proj",
         "classifier": ["head", "head_dist"] if config.distillation_token else "head",
         "pool_size": None,
         "fixed_input_size": config.positions == "learned",
     }
-    if labels:
-        cfg["label_names"] = list(labels)
+    if model.labels:
+        cfg["label_names"] = list(model.labels)
     stored = {
         "architecture": architecture(config),
         "num_classes": config.classes,
@@ -271,7 +264,7 @@ def export(
         "model_args": args,
         "pretrained_cfg": cfg,
     }
-    return Export(tensors=tensors, files={"config.json": stored})
+    return Export(tensors=model.tensors, files={"config.json": stored})
 
 
 def _crop_pct(preprocess: Preprocess) -> float:

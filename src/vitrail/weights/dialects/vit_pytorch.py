@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.data.preprocess import Preprocess
 from vitrail.errors import WeightsError
 from vitrail.model.config import ViTConfig
-from vitrail.weights.dialect import Dialect, Export, Stores, has, plain
+from vitrail.weights.dialect import Dialect, Export, Stores, Writing, has, plain
 from vitrail.weights.formats.stored import Stored
 from vitrail.weights.rules import FLAT, Known, Way, layer, rule
 
@@ -72,23 +71,17 @@ def _tells(stores: Stores, known: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-def _export(
-    tensors: dict[str, Tensor],
-    config: ViTConfig,
-    preprocess: Preprocess,
-    labels: tuple[str, ...],
-    kept: Any,
-) -> Export:
-    written = dict(tensors)
-    if not config.class_token:
-        written["cls_token"] = written["pos_embedding"].new_empty(0, config.width)
-    if (kept or {}).get("layout", {}).get("batch_axis"):
+def _export(model: Writing) -> Export:
+    written = dict(model.tensors)
+    if not model.config.class_token:
+        written["cls_token"] = written["pos_embedding"].new_empty(0, model.config.width)
+    if model.kept.get("layout", {}).get("batch_axis"):
         for name in ("cls_token", "pos_embedding"):
             written[name] = written[name][None]
-    if _unprojected(config):
-        for i in range(config.depth):
+    if _unprojected(model.config):
+        for i in range(model.config.depth):
             out = written.pop(_ATTENTION.format(i=i) + ".to_out.0.weight")
-            if not torch.equal(out, torch.eye(config.width, dtype=out.dtype)):
+            if not torch.equal(out, torch.eye(model.config.width, dtype=out.dtype)):
                 raise WeightsError(
                     "vit-pytorch has no projection after a single head that is as wide as the "
                     f"model, and block {i} has one; choose another dialect"
