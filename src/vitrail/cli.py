@@ -25,6 +25,12 @@ from vitrail.training.recipe import Data, Recipe, default_recipe, read_recipe, t
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "bfloat16"]
 Text = tyro.conf.Positional[str]
+Origin = Annotated[Text, tyro.conf.arg(metavar="ORIGIN")]
+Target = Annotated[Text, tyro.conf.arg(metavar="TARGET")]
+Model = Annotated[Text, tyro.conf.arg(metavar="MODEL")]
+Repository = Annotated[Text, tyro.conf.arg(metavar="OWNER/NAME")]
+To = Annotated[str, tyro.conf.arg(metavar="DIALECT")]
+Dialect = Annotated[str | None, tyro.conf.arg(metavar="DIALECT")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,17 +182,17 @@ class Presets:
 class Convert:
     """Write a model as another library's files, and prove that the numbers stay the same."""
 
-    origin: Text  # a weight file, a library's folder, hf:OWNER/NAME, timm:NAME, a run, a bundle
-    target: Text  # a folder for timm, huggingface and vitrail, a file for the others
-    to: str  # timm, huggingface, torchvision, google, clip, dinov2, vit-pytorch, ..., vitrail
-    dialect: str | None = None  # whose names the origin has, where they do not tell
+    origin: Origin  # a weight file, a library's folder, hf:OWNER/NAME, timm:NAME, a run, a bundle
+    target: Target  # a folder for timm, huggingface and vitrail, a file for the others
+    to: To  # timm, huggingface, torchvision, google, clip, vit-pytorch ... (README), or vitrail
+    dialect: Dialect = None  # whose names the origin has, where they do not tell
     preset: str | None = None  # says what the origin's tensors do not show
     revision: str | None = None  # of a hub repository
-    heads: int | None = None
-    activation: Activation | None = None
-    norm_eps: float | None = None
-    pooling: Pooling | None = None
-    positions: Positions | None = None
+    heads: int | None = None  # of attention, which no tensor shows
+    activation: Activation | None = None  # in place of the origin's
+    norm_eps: float | None = None  # in place of the origin's
+    pooling: Pooling | None = None  # where the origin's tensors do not show it
+    positions: Positions | None = None  # where there is no table of them
     image_size: tuple[int, int] | None = None  # H W: the positions are resized
     patch_size: int | None = None  # the patch kernel is resized
     classes: int | None = None  # another number than the origin's: a fresh head
@@ -216,8 +222,8 @@ class Convert:
 class Push:
     """Upload a model with a model card to the Hugging Face hub."""
 
-    model: Text  # a run or a bundle, or any other origin
-    repository: Text  # OWNER/NAME, made where it is missing
+    model: Model  # a run or a bundle, or any other origin
+    repository: Repository  # made where it is missing
     private: bool = False
     revision: str | None = None  # a branch
     message: str | None = None  # of the commit
