@@ -1,11 +1,14 @@
 import io
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from test_decode import png_claiming
+from vitrail.data.config import Augment
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError
@@ -205,3 +208,113 @@ def test_no_thread_outlives_an_epoch_that_is_closed_or_over() -> None:
     list(loader(Memory(8), threads=4).once())
 
     assert not decoding_threads()
+
+
+class Photos(Memory):
+    """JPEGs in which the place of a pixel shows in its colour, with damaged ones among them."""
+
+    def __init__(self, count: int, bad: dict[int, bytes] | None = None) -> None:
+        super().__init__(count, tuple(bad or ()))
+        self.data = bad or {}
+
+    def read(self, index: int) -> bytes:
+        return self.data.get(index) or self.photo(index)
+
+    def photo(self, index: int) -> bytes:
+        down, right = np.mgrid[:256, :320].astype(np.float64)
+        picture = np.stack([down * 0.9, right * 0.7, np.full_like(down, 3 * index)], axis=-1)
+        file = io.BytesIO()
+        Image.fromarray(picture.astype(np.uint8)).save(file, format="JPEG", quality=95)
+        return file.getvalue()
+
+
+COLOUR = Preprocess(size=(24, 32))
+CROP = Augment(crop_scale=0.2, flip=True)
+
+
+def photos(threads: int = 2, source: Photos | None = None, **how: Any) -> Loader:
+    how = {"augment": CROP, "max_bad_share": 1.0, **how}
+    return Loader(source or Photos(12), COLOUR, 4, threads=threads, **how)
+
+
+def by_place(batches: list[Batch]) -> dict[int, torch.Tensor]:
+    return {int(i): row for b in batches for row, i in zip(b.images, b.places, strict=True)}
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_crops_depend_on_seed_and_epoch_and_not_on_threads_or_start(decode: Any) -> None:
+    wanted = list(photos(decode=decode).epoch(7, 2))
+
+    for threads in (1, 4):
+        reader = photos(threads, decode=decode)
+        assert same(list(reader.epoch(7, 2)), wanted)
+        assert same(list(reader.epoch(7, 2, start=1)), wanted[1:])
+    whole = by_place(list(photos(augment=Augment()).once()))
+    for other in (photos(decode=decode).epoch(7, 3), photos(decode=decode).epoch(8, 2)):
+        assert not same(list(other), wanted)
+    assert not any(torch.equal(row, whole[i]) for i, row in by_place(wanted).items())
+
+
+def test_what_is_not_trained_on_is_whole() -> None:
+    plain = list(photos(augment=Augment()).once())
+
+    assert same(list(photos().once()), plain)
+    assert not same(list(photos().epoch(0, 0)), list(photos(augment=Augment()).epoch(0, 0)))
+
+
+def test_a_crop_shows_its_part_of_the_photo_and_a_mirrored_one_the_other_way_round() -> None:
+    mirrored = []
+    for batch in photos().epoch(0, 0):
+        for image in batch.images.float():
+            down, right = image[0].mean(dim=1).diff(), image[1].mean(dim=0).diff()
+            assert (down >= -0.5).all()
+            mirrored.append(bool(right.mean() < 0))
+            assert (right <= 0.5).all() if mirrored[-1] else (right >= -0.5).all()
+
+    assert any(mirrored) and not all(mirrored)
+
+
+def test_fast_pixels_are_near_the_exact_ones() -> None:
+    exact, fast = (
+        torch.cat([batch.images for batch in photos(decode=how).epoch(0, 0)]).float()
+        for how in ("exact", "fast")
+    )
+
+    assert not torch.equal(exact, fast)
+    assert (exact - fast).abs().mean() < 1.5
+
+
+def test_damaged_photos_are_listed_with_their_reasons_and_never_replaced() -> None:
+    whole = Photos(12).photo(0)
+    bad = {
+        1: whole[: len(whole) // 2],
+        3: b" ",
+        4: b"no photo",
+        6: b"<html>not found</html>",
+        7: png_claiming(60_000, 60_000),
+    }
+    reasons = ["truncated", "no image", "no image", "HTML page", "pixels"]
+    wanted = by_place(list(photos().epoch(3, 1)))
+
+    reader = photos(source=Photos(12, bad))
+    batches = list(reader.epoch(3, 1))
+
+    seen = [int(i) for batch in batches for i in batch.places]
+    assert sorted(seen) == [0, 2, 5, 8, 9, 10, 11]
+    for batch in batches:
+        assert batch.labels.tolist() == (batch.places % 3).tolist()
+    assert all(torch.equal(row, wanted[i]) for i, row in by_place(batches).items())
+    for (index, reason), file in zip(
+        zip(sorted(bad), reasons, strict=True), [reader.bad[i] for i in sorted(bad)], strict=True
+    ):
+        assert file.path == f"{index}.png" and reason in file.reason
+
+
+def test_one_pixel_has_crops_too() -> None:
+    dot = io.BytesIO()
+    Image.new("RGB", (1, 1), (9, 99, 199)).save(dot, format="PNG")
+
+    dots = Photos(4, dict.fromkeys(range(4), dot.getvalue()))
+    (batch,) = photos(source=dots).epoch(0, 0)
+
+    assert batch.images.flatten(2).unique(dim=2).squeeze().unique(dim=0).tolist() == [[9, 99, 199]]

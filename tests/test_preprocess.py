@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vitrail.data import resize as resizing
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, DataError
 
@@ -95,14 +96,13 @@ def test_a_thread_of_an_image_is_refused_or_cut_before_it_is_stretched(
     antialias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    for name, place in (("resize", 1), ("transform", 1)):
-        method = getattr(Image.Image, name)
+    resize = resizing.resized
 
-        def noted(*args: Any, method: Any = method, place: int = place, **more: Any) -> Image.Image:
-            made.append(args[place])
-            return method(*args, **more)
+    def noted(pixels: np.ndarray, tall: int, wide: int, *how: Any) -> np.ndarray:
+        made.append((wide, tall))
+        return resize(pixels, tall, wide, *how)
 
-        monkeypatch.setattr(Image.Image, name, noted)
+    monkeypatch.setattr("vitrail.data.preprocess.resized", noted)
 
     # 32 x 48,000 pixels at the full length; from 2 x 90,000 at 224 pixels it would be gigabytes.
     with suppress(DataError):

@@ -17,11 +17,12 @@ def draw(seed: int, epoch: int, index: np.ndarray) -> Tensor:
 def augment(images: Tensor, draws: Tensor, how: Augment) -> Tensor:
     """Move, turn, stretch and brighten a uint8 batch, B C H W; gives float32, still 0 .. 255."""
     moved = images.float()
+    mirrors = how.flip and how.crop_scale is None  # a crop is mirrored where it is decoded
     turn, size, slant, right, down, flip, light = (2 * draws - 1).to(images.device).unbind(dim=1)
-    if how.rotate or how.scale or how.shear or how.shift or how.flip:
+    if how.rotate or how.scale or how.shear or how.shift or mirrors:
         angle = turn * (how.rotate * torch.pi / 180)
         zoom = (1 + how.scale) ** size
-        mirror = torch.where(flip < 0, -1.0, 1.0) if how.flip else torch.ones_like(flip)
+        mirror = torch.where(flip < 0, -1.0, 1.0) if mirrors else torch.ones_like(flip)
         shear = slant * how.shear
         # Where each pixel of the result is read, in coordinates from -1 to 1: mirrored, slanted,
         # turned, scaled, moved. A shift of one side is a shift of 2.

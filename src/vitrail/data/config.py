@@ -15,6 +15,10 @@ class Augment:
     shear: float = 0.0  # tangent of the angle
     shift: float = 0.0  # share of the image's side, on each axis
     flip: bool = False  # left to right, every second time
+    # Least share of its area that a random crop keeps of an image, decoded anew in every epoch, and
+    # how far its aspect may go; ImageNet's 0.08 and 4/3 are the field's. Absent: no crop.
+    crop_scale: float | None = None
+    crop_ratio: float = 4 / 3
     gain: float = 0.0  # share of the brightness
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bilinear blurs small images
     fill: Literal["zeros", "border", "reflection"] = "zeros"  # what comes in from outside
@@ -23,3 +27,5 @@ class Augment:
         check_types(self)
         check_range(self, "rotate", 0, 180)
         check_range(self, "scale shear shift gain", 0, 1)
+        check_range(self, "crop_scale", 0, 1, open_low=True)
+        check_range(self, "crop_ratio", 1, 100)

@@ -10,9 +10,13 @@ import numpy as np
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def uniform(seed: int, epoch: int, index: np.ndarray, count: int) -> np.ndarray:
-    """Give `count` numbers in [0, 1) for each sample of `index`: float64, (len(index), count)."""
-    bits = _bits(seed, epoch, index, count) >> np.uint64(11)
+def uniform(seed: int, epoch: int, index: np.ndarray, count: int, *, first: int = 0) -> np.ndarray:
+    """Give `count` numbers in [0, 1) for each sample of `index`: float64, (len(index), count).
+
+    They are the `first`-th and those after it of a row that never ends: two users of the same
+    sample who draw independently draw from other parts of it.
+    """
+    bits = _bits(seed, epoch, index, count, first) >> np.uint64(11)
     return bits.astype(np.float64) * 2.0**-53
 
 
@@ -23,10 +27,10 @@ def order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def _bits(seed: int, epoch: int, index: np.ndarray, count: int) -> np.ndarray:
+def _bits(seed: int, epoch: int, index: np.ndarray, count: int, first: int = 0) -> np.ndarray:
     key = _scramble(_scramble(_word(seed)) ^ _word(epoch))
     sample = _scramble(key ^ _scramble(index.astype(np.uint64)))
-    step = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(_GOLDEN)
+    step = (np.arange(first + 1, first + count + 1, dtype=np.uint64)) * np.uint64(_GOLDEN)
     return _scramble(sample[:, None] + step)
 
 

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.decode import to_array
+from vitrail.data.crop import Crop
+from vitrail.data.decode import Jpeg, check_size, upright
+from vitrail.data.resize import resized
 from vitrail.errors import ConfigError, DataError
 
-MOST_ASPECT = 100  # a strip of 3 x 9,000 brought to 224 pixels would take gigabytes
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Picture = Jpeg | np.ndarray | Image.Image  # as `open_image` gives it, or H W C pixels, or PIL's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,7 @@ class Preprocess:
             raise ConfigError(f"antialias is {self.antialias!r}; it should be true or false")
         for name, choices in (
             ("resize", ("shortest", "square", "pad")),
-            ("interpolation", _FILTERS),
+            ("interpolation", ("bilinear", "bicubic")),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(
@@ -65,27 +66,46 @@ class Preprocess:
         """Channels of the model's input."""
         return len(self.mean)
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """Give the image as the model's uint8 input, C H W."""
-        short, long = sorted(image.size)
-        if not short or long > MOST_ASPECT * short:
-            raise DataError(
-                f"{image.width} x {image.height} pixels; one side may be up to {MOST_ASPECT} times "
-                "the other"
-            )
-        height, width = self.size
+    def pixels(
+        self, image: Picture, *, fast: bool = False, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Give the image as the model's uint8 input, C H W, in `out` where that is given.
+
+        `fast` decodes a JPEG at a half, a quarter or an eighth of its size, where that is still
+        no smaller than what it is resized to.
+        """
+        if isinstance(image, Image.Image):
+            image = upright(image)
+        height, width = sides(image)
+        check_size(width, height)
+        tall, wide = self._fitted(height, width)
+        whole = Crop(0, 0, height, width, flip=False)
+        pixels = self._resized(image, whole, tall, wide, fast)
+        out = self._row() if out is None else out
+        inner = out
         if self.resize == "pad":
-            return self._padded(image)
-        tall, wide = round(height / self.crop), round(width / self.crop)
-        if self.resize == "shortest":
-            # The longer side is cut to whole pixels, as by torchvision, timm and Hugging Face.
-            tall, wide = (
-                max(tall, image.height * wide // image.width),
-                max(wide, image.width * tall // image.height),
-            )
-        pixels = to_array(self._resized(image, tall, wide), self.channels)
-        top, left = round((tall - height) / 2), round((wide - width) / 2)  # torchvision's centre
-        return pixels[:, top : top + height, left : left + width]
+            out[:] = np.rint(255 * np.array(self.mean)).astype(np.uint8)[:, None, None]
+            top, left = (self.size[0] - tall) // 2, (self.size[1] - wide) // 2
+            inner = out[:, top : top + tall, left : left + wide]
+        else:  # torchvision's centre
+            top, left = round((tall - self.size[0]) / 2), round((wide - self.size[1]) / 2)
+            pixels = pixels[top : top + self.size[0], left : left + self.size[1]]
+        self._write(pixels, inner)
+        return out
+
+    def cropped(
+        self,
+        image: Jpeg | np.ndarray,
+        crop: Crop,
+        *,
+        fast: bool = False,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Give a crop of the image, stretched to the model's uint8 input, as `pixels` does."""
+        pixels = self._resized(image, crop, *self.size, fast)
+        out = self._row() if out is None else out
+        self._write(pixels[:, ::-1] if crop.flip else pixels, out)
+        return out
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn a uint8 batch, B C H W, into the model's floating-point input on its device."""
@@ -110,30 +130,56 @@ class Preprocess:
         except TypeError as error:
             raise ConfigError(f"this is no preprocessing: {error}") from error
 
-    def _padded(self, image: Image.Image) -> np.ndarray:
-        height, width = self.size
-        scale = min(height / image.height, width / image.width)
-        tall, wide = max(round(image.height * scale), 1), max(round(image.width * scale), 1)
-        fill = np.rint(255 * np.array(self.mean)).astype(np.uint8)
-        canvas = np.broadcast_to(fill[:, None, None], (self.channels, height, width)).copy()
-        top, left = (height - tall) // 2, (width - wide) // 2
-        pixels = to_array(self._resized(image, tall, wide), self.channels)
-        canvas[:, top : top + tall, left : left + wide] = pixels
-        return canvas
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        """Give the height and width to which a whole image is resized."""
+        if self.resize == "pad":
+            scale = min(self.size[0] / height, self.size[1] / width)
+            return max(round(height * scale), 1), max(round(width * scale), 1)
+        tall, wide = round(self.size[0] / self.crop), round(self.size[1] / self.crop)
+        if self.resize == "square":
+            return tall, wide
+        # The longer side is cut to whole pixels, as by torchvision, timm and Hugging Face.
+        return max(tall, height * wide // width), max(wide, width * tall // height)
 
-    def _resized(self, image: Image.Image, tall: int, wide: int) -> Image.Image:
-        if image.size == (wide, tall):
-            return image
-        if self.antialias:
-            return image.resize((wide, tall), _FILTERS[self.interpolation])
-        # Pillow has no other way to leave antialiasing out: an affine map reads single points.
-        across, down = image.width / wide, image.height / tall
-        return image.transform(
-            (wide, tall),
-            Image.Transform.AFFINE,
-            (across, 0, 0, 0, down, 0),
-            _FILTERS[self.interpolation],
-        )
+    def _resized(
+        self, image: Jpeg | np.ndarray, crop: Crop, tall: int, wide: int, fast: bool
+    ) -> np.ndarray:
+        """Decode what is still to be decoded, and resize the crop of it."""
+        if isinstance(image, Jpeg):
+            shrink = _shrink(crop, tall, wide) if fast else 1
+            image = image.pixels(shrink)
+            crop = Crop(*(round(side / shrink) for side in crop[:4]), flip=crop.flip)
+        part = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        return resized(part, tall, wide, self.interpolation, self.antialias)
+
+    def _row(self) -> np.ndarray:
+        return np.empty((self.channels, *self.size), np.uint8)
+
+    def _write(self, pixels: np.ndarray, row: np.ndarray) -> None:
+        """Copy H W C pixels into C H W ones, grey to colour and colour to grey as it takes."""
+        if self.channels not in (1, 3):
+            raise DataError(
+                f"images are read in 1 or 3 channels, and the model wants {self.channels}"
+            )
+        if self.channels == 1 and pixels.shape[2] == 3:  # ITU-R 601-2, rounded as Pillow does
+            pixels = (pixels @ np.array([[19595], [38470], [7471]], np.uint32) + 0x8000) >> 16
+        row[:] = np.moveaxis(pixels, -1, 0)
+
+
+def sides(image: Jpeg | np.ndarray) -> tuple[int, int]:
+    """Give the height and width of an opened image."""
+    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+
+
+def _shrink(crop: Crop, tall: int, wide: int) -> Literal[1, 2, 4, 8]:
+    """How far a JPEG may be shrunk in decoding: to no less than is asked for.
+
+    libjpeg has vector code for these; its scales in between take longer than the whole.
+    """
+    for shrink in (8, 4, 2):
+        if crop.height >= shrink * tall and crop.width >= shrink * wide:
+            return shrink
+    return 1
 
 
 def _is_number(value: object) -> bool:

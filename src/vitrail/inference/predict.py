@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.decode import decode, upright
+from vitrail.data.decode import open_image
+from vitrail.data.preprocess import Picture
 from vitrail.errors import ConfigError, DataError
 from vitrail.inference.runner import pick_device, precision
 from vitrail.weights.bundle import Bundle
@@ -107,13 +108,13 @@ def _pixels(bundle: Bundle, image: ImageLike) -> np.ndarray | str:
         return f"the file cannot be read: {error}"
 
 
-def _open(image: ImageLike) -> Image.Image:
+def _open(image: ImageLike) -> Picture:
     if isinstance(image, str | Path):
-        return decode(Path(image).read_bytes())
+        return open_image(Path(image).read_bytes())
     if isinstance(image, bytes):
-        return decode(image)
+        return open_image(image)
     if isinstance(image, Image.Image):
-        return upright(image)
+        return image
     if not isinstance(image, np.ndarray | Tensor):
         raise DataError(f"{type(image).__name__} is no image")
     channels = {2: 1, 3: image.shape[0 if isinstance(image, Tensor) else -1]}.get(image.ndim)
@@ -125,7 +126,7 @@ def _open(image: ImageLike) -> Image.Image:
     array = image.cpu().numpy() if isinstance(image, Tensor) else image
     if isinstance(image, Tensor) and image.ndim == 3:
         array = np.moveaxis(array, 0, -1)
-    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    return array[..., None] if array.ndim == 2 else array
 
 
 def _best(bundle: Bundle, probabilities: Tensor, top: int) -> list[tuple[Answer, ...]]:

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from vitrail.data.decode import decode
 from vitrail.errors import DataError
 from vitrail.weights.files import read_json, read_rows
@@ -97,9 +99,10 @@ def _examples(folder: Path) -> list[Example]:
 def _example(path: Path) -> Example:
     """Embed an image, upright, at most `_WIDEST` wide, and without its metadata."""
     try:
-        image = decode(path.read_bytes())
+        pixels = decode(path.read_bytes())
     except DataError:
         return Example(path.name, None)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     small = max(image.size) <= _SMALL
     image.thumbnail((_WIDEST, _WIDEST))
     file, kind = io.BytesIO(), "png" if small else "jpeg"

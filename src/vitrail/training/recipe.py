@@ -21,6 +21,7 @@ class Data:
 
     source: str = "digits"  # a DATA address
     threads: int = 2  # that decode
+    decode: Literal["exact", "fast"] = "exact"  # fast: large JPEGs at 1/2, 1/4 or 1/8 of their size
     max_bad_share: float = 0.01  # of files that cannot be read, before the run stops
     held_out_share: float = 0.2  # of data without a split of its own
     split_seed: int = 0

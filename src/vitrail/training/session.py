@@ -59,6 +59,8 @@ class Session:
             batch_size,
             threads=how.threads,
             max_bad_share=how.max_bad_share,
+            decode=how.decode,
+            augment=self.recipe.augment,
         )
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
