@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vitrail.data.storage import Scan, exists, is_folder, is_remote, join, scan
+from vitrail.data.storage import Scan, exists, is_folder, is_remote, join, parent, scan
 from vitrail.errors import DataError, nearest
 
 # Read from an allow-list: the year's holes sit in rare formats.
@@ -71,7 +71,7 @@ def _file(data: str, path: str) -> Address:
     if lower.endswith(".tar"):
         return Address("tar", _name(path), path)
     if lower.endswith((".csv", ".parquet")):
-        return Address("table", _name(path), os.path.dirname(path), (path.rpartition("/")[2],))
+        return Address("table", _name(path), parent(path), (path.rpartition("/")[2],))
     raise DataError(
         f'"{data}" is a file; a folder of class folders is wanted, or `digits`, '
         "or a file that ends in .tar, .parquet or .csv"
@@ -139,11 +139,11 @@ def _shards(path: str) -> Address:
             f'{len(missing)} of the {len(files)} files that "{path}" counts are not there; '
             f'the first is "{missing[0]}"'
         )
-    folder, _, last_part = path.rpartition("/")
-    stem = _RANGE.sub("", last_part).removesuffix(".tar").strip("-_.")
+    folder = parent(path[: match.start()] + "0")
+    stem = re.sub(r"\.(tar|parquet|csv)$", "", _RANGE.sub("", path.rpartition("/")[2])).strip("-_.")
     kind = "shards" if path.endswith(".tar") else "table"
-    below = tuple(file.removeprefix(folder + "/") for file in files)
-    return Address(kind, _name(stem or folder or "shards"), folder or ".", below)
+    below = tuple(file.removeprefix(join(folder, "")) for file in files)
+    return Address(kind, _name(stem or folder.replace(".", "shards")), folder, below)
 
 
 def split_of(file: str) -> str:

@@ -27,7 +27,15 @@ def is_remote(address: str) -> bool:
 
 def join(folder: str, *names: str) -> str:
     """Give the address of something below a folder."""
-    return "/".join([folder.rstrip("/"), *names])
+    return (folder if folder.endswith("/") else folder + "/") + "/".join(names)
+
+
+def parent(address: str) -> str:
+    """Give the folder that a file lies in."""
+    folder = address.rpartition("/")[0]
+    if not is_remote(address):
+        return folder or ("/" if address.startswith("/") else ".")
+    return folder + "/" if folder.endswith(":/") else folder  # memory://file
 
 
 def scan(folder: str) -> Scan:
