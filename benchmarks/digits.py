@@ -26,7 +26,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from vitrail import __version__ as version
-from vitrail.data.sources import Digits, open_data
+from vitrail.data.digits import Digits
+from vitrail.data.sources import open_data
 
 Split = tuple[list[int], list[int]]
 ORDER: Split = (list(range(1437)), list(range(1437, 1797)))

@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import mean
 
 from digits import vitrail  # the script beside this one
-from vitrail.data.sources import Digits, open_data, split
+from vitrail.data.digits import Digits
+from vitrail.data.sources import open_data, split
 
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "the recipe": (),

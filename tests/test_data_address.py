@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitrail.data.address import expand, largest_side, parse
-from vitrail.data.sources import open_data
+from vitrail.data.address import expand, parse
+from vitrail.data.sources import largest_side, open_data
 from vitrail.errors import DataError
 
 
@@ -94,10 +94,20 @@ def test_an_address_that_no_file_system_takes_is_refused(address: str) -> None:
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cats.tar.xz").write_bytes(b"")
+    (tmp_path / "cats.txt").write_bytes(b"")
 
     with pytest.raises(DataError, match="is a file; a folder"):
-        open_data(str(tmp_path / "cats.tar.xz"))
+        open_data(str(tmp_path / "cats.txt"))
+
+
+@pytest.mark.parametrize("name", ["cats.tar.xz", "cats.tgz", "cats.TAR.GZ", "cats.zip"])
+def test_a_compressed_archive_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+
+    with pytest.raises(DataError, match=r"compressed.*unpack it"):
+        open_data(str(tmp_path / name))
+    with pytest.raises(DataError, match=r"compressed.*unpack it"):
+        open_data(str(tmp_path))  # the only thing in its folder
 
 
 def test_a_folder_is_expanded_to_its_images_and_a_file_is_left_to_its_reader(
@@ -137,4 +147,4 @@ def test_the_largest_side_is_the_first_image_s_that_can_be_opened(tmp_path: Path
     bomb = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
     (root / "cat" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(bomb))
 
-    assert largest_side(parse(str(root))) == 5
+    assert largest_side(str(root)) == 5

@@ -104,7 +104,7 @@ def test_a_split_that_the_folders_make_is_kept(tmp_path: Path, folder: str) -> N
         tmp_path, "train/cat/1.png", "train/dog/2.png", f"{folder}/cat/3.png", f"{folder}/dog/4.png"
     )
 
-    train, held_out, _ = open_data(str(tmp_path))
+    train, held_out, *_ = open_data(str(tmp_path))
 
     assert listing(train) == {"cat/1.png": "cat", "dog/2.png": "dog"}
     assert listing(held_out) == {"cat/3.png": "cat", "dog/4.png": "dog"}
@@ -141,7 +141,7 @@ def test_strange_names_are_read_like_any_other(tmp_path: Path) -> None:
     root = tmp_path / "-my photos 🦊"
     fill(root, *(f"{name}/{file}" for name in ("-b", "zweite Klasse é") for file in STRANGE))
 
-    train, held_out, _ = open_data(str(root))
+    train, held_out, *_ = open_data(str(root))
 
     files = {*listing(train), *listing(held_out)}
     assert files == {f"{name}/{file}" for name in ("-b", "zweite Klasse é") for file in STRANGE}
@@ -153,7 +153,7 @@ def test_a_name_that_is_not_utf_8_is_read_like_any_other(tmp_path: Path) -> None
     fill(tmp_path, *several("cat", "dog"))
     Path(os.fsdecode(os.fsencode(tmp_path / "cat") + b"/caf\xe9.png")).write_bytes(picture())
 
-    train, held_out, digest = open_data(str(tmp_path))
+    train, held_out, digest, *_ = open_data(str(tmp_path))
 
     assert len(train) + len(held_out) == 11
     assert digest == open_data(str(tmp_path)).digest
@@ -174,6 +174,6 @@ def test_a_symlink_to_its_own_parent_does_not_hang(tmp_path: Path) -> None:
     (tmp_path / "cat" / "loop").symlink_to(tmp_path)
     (tmp_path / "dog" / "self.png").symlink_to(tmp_path / "dog" / "self.png")
 
-    train, held_out, _ = open_data(str(tmp_path))
+    train, held_out, *_ = open_data(str(tmp_path))
 
     assert set(several("cat", "dog")) <= {*listing(train), *listing(held_out)}

@@ -352,7 +352,7 @@ def _recipe(given: Train, other_model: bool) -> Recipe:
     elif given.resume:
         recipe = _recipe_to_resume(given.data, given.out)
     else:
-        recipe, note = default_recipe(given.data)
+        recipe, note = default_recipe(given.data, given.tree.data.image_column)
         if note and not (given.model or other_model or given.print_recipe):
             print(note, file=sys.stderr)
     if given.model is not None:

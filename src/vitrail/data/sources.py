@@ -1,17 +1,17 @@
-"""Where labelled images come from: random access to bytes, labels and class names."""
+"""Where labelled images come from: one door to every kind of data set."""
 
 import hashlib
-import io
 import math
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
-from vitrail.data.address import HELD_OUT, Address, class_folders, images_in, parse
+from vitrail.data import digits
+from vitrail.data.address import HELD_OUT, Address, parse, split_name
+from vitrail.data.decode import size_of
+from vitrail.data.folders import open_folders
+from vitrail.data.listing import Found, Images
 from vitrail.errors import DataError
 
 
@@ -27,87 +27,95 @@ class Source(Protocol):
 
 
 class Splits(NamedTuple):
-    """The training images, the held-out ones, and the digest of both listings."""
+    """The training images, the held-out ones, and the digest of all listings.
+
+    `test` is a third split where the data has one beside val; `notes` are for the user.
+    """
 
     train: Source
     held_out: Source
     digest: str
+    test: Source | None = None
+    notes: tuple[str, ...] = ()
 
 
-class Digits:
-    """Scikit-learn's 1,797 real handwritten digits, 8 x 8 grey pixels, as PNG bytes."""
+def open_data(
+    data: str,
+    held_out_share: float = 0.2,
+    split_seed: int = 0,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Splits:
+    """Open all splits of a DATA address; one without a split of its own is split by class.
 
-    def __init__(self, indices: Sequence[int]) -> None:
-        self.indices = indices
-        self.classes = tuple("0123456789")
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, index: int) -> bytes:
-        # The scanner counted 0 to 16 dark dots a pixel.
-        grey = np.rint(_digits()[0][self.indices[index]] * (255 / 16)).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(grey).save(file, format="PNG")
-        return file.getvalue()
-
-    def label(self, index: int) -> int:
-        return int(_digits()[1][self.indices[index]])
-
-    def name(self, index: int) -> str:
-        return f"digit-{self.indices[index]:04d}-is-{self.label(index)}.png"
-
-
-class ClassFolders:
-    """Image files with a label each, as found in class folders."""
-
-    def __init__(self, root: Path, files: Sequence[tuple[str, int]], classes: tuple[str, ...]):
-        self.root, self.files, self.classes = root, files, classes
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, index: int) -> bytes:
-        return (self.root / self.files[index][0]).read_bytes()
-
-    def label(self, index: int) -> int:
-        return self.files[index][1]
-
-    def name(self, index: int) -> str:
-        return self.files[index][0]
-
-
-def open_data(data: str, held_out_share: float = 0.2, split_seed: int = 0) -> Splits:
-    """Open both splits of a DATA address; one without a split of its own is split by class.
-
-    Raises `DataError` for an address that `address.parse` refuses, an empty class, a single class,
-    or held-out classes that are not the training ones.
+    Columns are those of a csv, a parquet file or a hub's data set, where their usual names do not
+    tell. Raises `DataError` for an address that `address.parse` refuses, an empty class, a single
+    class, or held-out classes that are not the training ones.
     """
     address = parse(data)
     if address.kind == "digits":
-        train, held_out = split(_digits()[1], held_out_share, split_seed)
-        return _with_digest(Digits(train), Digits(held_out))
-    if address.kind == "splits":
-        return _with_digest(*_split_folders(address))
-    files, classes = _listing(address.path)
-    train, held_out = split([label for _, label in files], held_out_share, split_seed)
-    return _with_digest(
-        *(
-            ClassFolders(address.path, [files[i] for i in part], classes)
-            for part in (train, held_out)
+        train, held_out = split(digits.load()[1], held_out_share, split_seed)
+        return _with_digest([digits.Digits(train), digits.Digits(held_out)])
+    try:
+        found = _found(address, image_column, label_column)
+    except OSError as error:
+        raise DataError(f'"{data}" cannot be read: {error}') from error
+    notes = [*found.notes]
+    parts = {split_name(name): images for name, images in found.parts.items() if len(images)}
+    twice = [
+        name for name in found.parts if name != split_name(name) and split_name(name) in found.parts
+    ]
+    if twice:
+        raise DataError(
+            f'"{data}" has both {split_name(twice[0])} and {twice[0]}; keep one of them'
         )
-    )
+    strange = sorted(parts.keys() - {"", "train", *HELD_OUT})
+    if not parts:
+        raise DataError(f'"{data}" holds no images')
+    if strange or ("" in parts and len(parts) > 1):
+        raise DataError(
+            f'"{data}" has images in the split "{strange[0] if strange else ""}"; '
+            "splits are train, val and test"
+        )
+    if len(parts) == 1:  # test-*.parquet alone is data like any other
+        ((_, whole),) = parts.items()
+        whole = _checked(whole, data)
+        rows = split(whole.own_labels(), held_out_share, split_seed)
+        return _with_digest([whole.take(part) for part in rows], notes)
+    if "train" not in parts:
+        raise DataError(f'"{data}" has no split train, only {" and ".join(parts)}')
+    train = _checked(parts.pop("train"), data)
+    others = [parts[name] for name in ("val", "test") if name in parts]
+    for name, images in parts.items():
+        _renumber(images, train, f"{name} of {data}", notes)
+    return _with_digest([train, *others], notes)
+
+
+def largest_side(data: str, image_column: str | None = None) -> int:
+    """Give the longer side, in pixels, of the first image that can be opened; 0 where none can."""
+    try:
+        parts = _found(parse(data), image_column, None).parts
+    except OSError:
+        return 0
+    images = parts.get("train") or next(iter(parts.values()))
+    for i in range(min(len(images), 5)):
+        try:
+            return max(size_of(images.read(i)))
+        except (DataError, OSError):
+            continue  # it is counted when it is read
+    return 0
 
 
 def split(
     labels: Sequence[int] | np.ndarray, share: float, seed: int
-) -> tuple[list[int], list[int]]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Split indices by class, fixed by the seed: scikit-learn's own stratified split."""
     from sklearn.model_selection import train_test_split
 
     if not 0 < share < 1:
         raise DataError(f"the held-out share is {share}; it should be above 0 and below 1")
-    counts = np.bincount(np.asarray(labels))
+    classes, counts = np.unique(np.asarray(labels), return_counts=True)
     if counts.min() < 2:
         raise DataError(
             "a class with one image cannot be split into training and held-out images; "
@@ -115,64 +123,73 @@ def split(
         )
     everything = np.arange(len(labels))
     # Each class has an image in both, however few there are.
-    held = min(max(math.ceil(share * len(labels)), len(counts)), len(labels) - len(counts))
+    held = min(max(math.ceil(share * len(labels)), len(classes)), len(labels) - len(classes))
     train, held_out = train_test_split(
         everything, test_size=held, stratify=labels, random_state=seed
     )
-    return list(map(int, train)), list(map(int, held_out))
+    return np.asarray(train), np.asarray(held_out)
 
 
-@cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
+def _found(address: Address, image_column: str | None, label_column: str | None) -> Found:
+    """Open what lies at an address; formats that few need are imported when they are met."""
+    if address.kind in ("splits", "classes"):
+        return open_folders(address)
+    if address.kind == "tar":
+        from vitrail.data.archives import open_tar
 
-    pixels, labels = load_digits(return_X_y=True)
-    return np.asarray(pixels).reshape(-1, 8, 8), np.asarray(labels)
+        return open_tar(address)
+    if address.kind == "shards":
+        from vitrail.data.shards import open_shards
+
+        return open_shards(address)
+    if address.kind == "idx":
+        from vitrail.data.idx import open_idx
+
+        return open_idx(address)
+    if address.kind == "hub":
+        from vitrail.data.hub_sets import open_hub_set
+
+        return open_hub_set(address.path, image_column, label_column)
+    from vitrail.data.tables import open_tables
+
+    return open_tables(address, image_column, label_column)
 
 
-def _listing(
-    root: Path, classes: tuple[str, ...] = ()
-) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """List a folder of class folders; with `classes` given, labels are places in these."""
-    found = tuple(folder.name for folder in class_folders(root))
-    classes = classes or found
-    strange = [name for name in found if name not in classes]
+def _checked(train: Images, data: str) -> Images:
+    present = np.unique(train.own_labels())
+    if len(present) < 2:
+        raise DataError(f'"{data}" has {len(present)} class; there is nothing to tell apart')
+    return train
+
+
+def _renumber(images: Images, train: Images, where: str, notes: list[str]) -> None:
+    """Give images the training classes' numbers, and say which classes they lack."""
+    present = np.unique(images.own_labels())
+    trained = {train.classes[i] for i in np.unique(train.own_labels())}
+    strange = [images.classes[i] for i in present if images.classes[i] not in trained]
     if strange:
         raise DataError(
-            f'"{root}" has classes that the training images lack: {", ".join(strange[:5])}; '
-            f"`classes` of the run are the training folders' names, {len(classes)} of them"
+            f"{where} has classes that the training images lack: {', '.join(strange[:5])}; "
+            f"the training images have {len(trained)}"
         )
-    files = []
-    for name in found:
-        images = images_in(root / name)
-        if not images:
-            raise DataError(f'class folder "{root / name}" holds no image; fill it or remove it')
-        files += [(f"{name}/{image.name}", classes.index(name)) for image in images]
-    if len(classes) < 2:
-        raise DataError(f'"{root}" has {len(classes)} class; there is nothing to tell apart')
-    return files, classes
+    lacking = sorted(trained - {images.classes[i] for i in present})
+    if lacking:
+        more = ", ..." if len(lacking) > 5 else ""
+        notes.append(f"{where} has no image of {', '.join(lacking[:5])}{more}")
+    if images.classes != train.classes:
+        place = {name: i for i, name in enumerate(train.classes)}
+        images.labels = np.array([place.get(c, -1) for c in images.classes], np.int32)[
+            images.labels
+        ]
+        images.classes = train.classes
 
 
-def _split_folders(address: Address) -> tuple[Source, Source]:
-    train_root = address.path / "train"
-    roots = [address.path / name for name in HELD_OUT if (address.path / name).is_dir()]
-    if not roots:
-        raise DataError(
-            f'"{address.path}" has a folder train but none to check on: '
-            f"add one of {', '.join(HELD_OUT)}, or put the class folders side by side"
-        )
-    files, classes = _listing(train_root)
-    held_out = _listing(roots[0], classes)[0]
-    if not held_out:
-        raise DataError(f'"{roots[0]}" holds no images in class folders; fill it or remove it')
-    return ClassFolders(train_root, files, classes), ClassFolders(roots[0], held_out, classes)
-
-
-def _with_digest(train: Source, held_out: Source) -> Splits:
+def _with_digest(sources: Sequence[Source], notes: Sequence[str] = ()) -> Splits:
     digest = hashlib.sha256()
-    for source in (train, held_out):
+    for source in sources:
         for i in range(len(source)):
             row = f"{source.name(i)}\0{source.label(i)}\0"
             digest.update(row.encode("utf-8", "surrogateescape"))  # names are bytes on Linux
         digest.update(b"\0\0")
-    return Splits(train, held_out, digest.hexdigest())
+    train, held_out, *test = sources
+    return Splits(train, held_out, digest.hexdigest(), test[0] if test else None, tuple(notes))

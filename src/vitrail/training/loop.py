@@ -8,7 +8,7 @@ from vitrail.data.sources import open_data
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.inference.runner import undisturbed
 from vitrail.reporting.page import write_run_page
-from vitrail.training.display import Display
+from vitrail.training.display import Display, tell
 from vitrail.training.interrupt import listening
 from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.run_folder import check_same, choose
@@ -45,7 +45,16 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
-    data = open_data(recipe.data.source, recipe.data.held_out_share, recipe.data.split_seed)
+    where = recipe.data
+    data = open_data(
+        where.source,
+        where.held_out_share,
+        where.split_seed,
+        image_column=where.image_column,
+        label_column=where.label_column,
+    )
+    for note in data.notes:
+        tell(note)
     recipe = replace(recipe, model=recipe.model.replace(classes=len(data.train.classes)))
     run = choose(recipe, out, resume)
     facts = {"classes": list(data.train.classes), "data_digest": data.digest}

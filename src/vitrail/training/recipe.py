@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from vitrail.data.address import largest_side, parse
+from vitrail.data.address import parse
 from vitrail.data.config import Augment
 from vitrail.errors import ConfigError, check_names, check_range, check_types, nearest
 from vitrail.model.config import DropRates, ViTConfig
@@ -25,6 +25,8 @@ class Data:
     max_bad_share: float = 0.01  # of files that cannot be read, before the run stops
     held_out_share: float = 0.2  # of data without a split of its own
     split_seed: int = 0
+    image_column: str | None = None  # of a table; absent: image, img, path or file
+    label_column: str | None = None  # absent: label, labels, class or fine_label
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -158,16 +160,17 @@ def read_recipe(name_or_file: str | Path) -> Recipe:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def default_recipe(data: str) -> tuple[Recipe, str]:
+def default_recipe(data: str, image_column: str | None = None) -> tuple[Recipe, str]:
     """Give the recipe that fits a DATA address, and a line to tell the user, empty for most.
 
     The digits have their own; images of at most 40 pixels, and photos at 64, are `small-images`.
     """
-    address = parse(data)
-    if address.kind == "digits":
+    if parse(data).kind == "digits":
         return read_recipe("digits"), ""
+    from vitrail.data.sources import largest_side  # it reads images: numpy and Pillow
+
     recipe = read_recipe("small-images")
-    if largest_side(address) <= 40:
+    if largest_side(data, image_column) <= 40:
         return recipe, ""
     photos = recipe.model.replace(image_size=(64, 64), patch_size=8)
     return replace(recipe, model=photos), (

@@ -1,0 +1,164 @@
+"""Parquet files: rows of an image's bytes (the Hugging Face layout) or path, and a label."""
+
+import json
+from collections import OrderedDict
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from vitrail.data.address import Address, split_name, split_of
+from vitrail.data.listing import Found, class_names, numbered
+from vitrail.data.storage import join, open_file, parent
+from vitrail.data.tables import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    Listed,
+    check_filled,
+    folders_names,
+    pick,
+    read_path,
+)
+from vitrail.errors import DataError
+
+KEPT_BYTES = 512 * 2**20  # of row groups that were read last
+
+
+class RowGroups:
+    """Images of parquet files, read a row group at a time; the groups used last are kept."""
+
+    def __init__(self, tables: list["Table"]) -> None:
+        self.tables = tables
+        sizes = [(t, g, n) for t, table in enumerate(tables) for g, n in enumerate(table.groups)]
+        self.places = [(t, g) for t, g, _ in sizes]
+        self.ends = np.cumsum([n for *_, n in sizes])
+        self.kept: OrderedDict[int, Any] = OrderedDict()
+        self.locks = [Lock() for _ in tables]
+        self.lock, self.bytes = Lock(), 0
+
+    def read(self, row: int) -> bytes:
+        """Give the bytes of one image."""
+        group = int(np.searchsorted(self.ends, row, side="right"))
+        first = int(self.ends[group - 1]) if group else 0
+        value = self._group(group)[row - first].as_py()
+        table = self.tables[self.places[group][0]]
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if not value:
+            raise DataError("the row has no image")
+        return value if isinstance(value, bytes) else read_path(table.folder, value)
+
+    def _group(self, group: int) -> Any:
+        with self.lock:
+            if group in self.kept:
+                self.kept.move_to_end(group)
+                return self.kept[group]
+        t, g = self.places[group]
+        with self.locks[t]:  # one thread at a time reads a file
+            with self.lock:
+                if group in self.kept:
+                    return self.kept[group]
+            column = self.tables[t].column(g)
+        with self.lock:
+            self.kept[group] = column
+            self.bytes += column.nbytes
+            while self.bytes > KEPT_BYTES and len(self.kept) > 1:
+                self.bytes -= self.kept.popitem(last=False)[1].nbytes
+        return column
+
+
+class Table:
+    """One parquet file: labels at once, images by row group."""
+
+    def __init__(self, path: str, image_column: str | None, label_column: str | None) -> None:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+
+        self.path, self.folder = path, parent(path)
+        self.errors = (pyarrow.ArrowException, OSError)
+        try:
+            self.file = ParquetFile(open_file(path))
+        except pyarrow.ArrowException as error:
+            raise DataError(f'"{path}" is no parquet file, or a damaged one: {error}') from error
+        schema = self.file.schema_arrow
+        self.image = pick(schema.names, image_column, IMAGE_COLUMNS, "image", path)
+        self.label = pick(schema.names, label_column, LABEL_COLUMNS, "label", path)
+        metadata = self.file.metadata
+        self.groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+        self.has_split = "split" in schema.names
+        self.classes = _class_label(schema.metadata, self.label)
+        self.has_paths = pyarrow.types.is_string(schema.field(self.image).type)
+
+    def values(self, column: str) -> list[Any]:
+        """Give a whole column of small values."""
+        try:
+            return self.file.read(columns=[column], use_threads=False).column(0).to_pylist()
+        except self.errors as error:
+            raise DataError(f'"{self.path}" is damaged: {error}') from error
+
+    def column(self, group: int) -> Any:
+        """Give the images of a row group."""
+        try:
+            found = self.file.read_row_group(group, columns=[self.image], use_threads=False)
+        except self.errors as error:
+            raise DataError(f'"{self.path}", row group {group}: {error}') from error
+        return found.column(0)
+
+
+def open_parquet(address: Address, image_column: str | None, label_column: str | None) -> Found:
+    """Open parquet files; those whose names begin with train, val or test are splits."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f'"{join(address.path, address.files[0])}" needs pyarrow: pip install vitrail[datasets]'
+        ) from error
+    by_split: dict[str, list[str]] = {}
+    for file in address.files:
+        by_split.setdefault(split_of(file) if len(address.files) > 1 else "", []).append(file)
+    known = class_names(address.path)
+    parts = {}
+    for split, files in by_split.items():
+        tables = [Table(join(address.path, f), image_column, label_column) for f in files]
+        for name, images in _open(tables, known).parts.items():
+            parts[name or split] = images
+    return Found(parts)
+
+
+def _open(tables: list[Table], known: tuple[str, ...]) -> Found:
+    values: list[Any] = []
+    names: list[str] = []
+    splits: list[str] = []
+    for table in tables:
+        stem = table.path.rpartition("/")[2]
+        own = table.values(table.label)
+        named = [f"{stem}/{row}" for row in range(len(own))]
+        if table.has_paths:
+            named = [str(name) for name in table.values(table.image)]
+        check_filled(own, named, table.path)
+        values += own
+        names += named
+        if table.has_split:
+            splits += [split_name(str(name)) for name in table.values("split")]
+    if not values:
+        raise DataError(f'"{tables[0].path}" has no rows')
+    if any(isinstance(value, float | list | dict | bytes) for value in values):
+        raise DataError(
+            f'"{tables[0].path}" has labels in the column "{tables[0].label}" that are neither '
+            "whole numbers nor texts; name another with --data.label-column"
+        )
+    labels, classes = numbered(values, tables[0].classes or known, f'"{tables[0].path}"')
+    if tables[0].has_paths and not tables[0].classes and not known:
+        classes = folders_names(labels, classes, names)
+    parts = np.array(splits) if splits else np.full(len(values), "")
+    return Listed(names, labels, classes, parts).found(RowGroups(tables).read)
+
+
+def _class_label(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...]:
+    """Give the class names that `datasets` writes into a parquet file's schema."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[column]["names"]
+    except (KeyError, TypeError, ValueError):  # not one of theirs, or a column of plain numbers
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
