@@ -144,7 +144,8 @@ def _open(data: bytes) -> Image.Image:
 
 def _jpeg_orientation(data: bytes) -> int:
     """Read it by Pillow, which takes longer than a header does, so only where there is one."""
-    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
+    header = data[: data.find(b"\xff\xda")]  # the pixels come after; a thumbnail is inside Exif
+    if b"Exif\0\0" not in header and b"tiff:Orientation" not in header:
         return 1
     try:
         found = Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(_ORIENTATION)
