@@ -88,7 +88,8 @@ class Table:
         self.groups = [self.metadata.row_group(g).num_rows for g in range(count)]
         self.has_split = "split" in schema.names
         self.classes = _class_label(schema.metadata, self.label)
-        self.has_paths = pyarrow.types.is_string(schema.field(self.image).type)
+        kind = schema.field(self.image).type
+        self.has_paths = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
     def column(self, name: str, groups: list[int] | None = None) -> Any:
         """Give a column, of some row groups or of all."""
