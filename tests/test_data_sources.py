@@ -1,6 +1,7 @@
 import io
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -169,11 +170,62 @@ def test_the_digest_is_the_listing_s(tmp_path: Path) -> None:
     assert len({first, longer, open_data(str(tmp_path / "c")).digest}) == 3
 
 
-def test_a_symlink_to_its_own_parent_does_not_hang(tmp_path: Path) -> None:
-    fill(tmp_path, *several("cat", "dog"))
+def test_symbolic_loops_and_what_is_no_image_are_passed_over_and_counted(tmp_path: Path) -> None:
+    fill(tmp_path, *several("cat", "dog"), ".ipynb_checkpoints/a.png", "cat/._0.png", "loose.png")
+    (tmp_path / "dog" / "Thumbs.db").touch()
+    (tmp_path / "dog" / "notes.txt").touch()
     (tmp_path / "cat" / "loop").symlink_to(tmp_path)
+    (tmp_path / "emu").symlink_to(tmp_path)
     (tmp_path / "dog" / "self.png").symlink_to(tmp_path / "dog" / "self.png")
 
-    train, held_out, *_ = open_data(str(tmp_path))
+    found = open_data(str(tmp_path))
 
-    assert set(several("cat", "dog")) <= {*listing(train), *listing(held_out)}
+    assert {*listing(found.train), *listing(found.held_out)} == set(several("cat", "dog"))
+    (note,) = found.notes
+    assert "3 hidden" in note and "3 symbolic links" in note
+    assert "1 without the name of an image" in note and "1 outside the class folders" in note
+
+
+def test_a_test_split_beside_val_is_a_third(tmp_path: Path) -> None:
+    classes = ("cat", "dog")
+    fill(
+        tmp_path,
+        *(f"{split}/{c}/{split}.png" for split in ("train", "val", "test") for c in classes),
+    )
+
+    found = open_data(str(tmp_path))
+
+    assert found.test is not None and not found.notes
+    assert listing(found.held_out) == {f"{c}/val.png": c for c in classes}
+    assert listing(found.test) == {f"{c}/test.png": c for c in classes}
+
+
+def test_two_names_of_one_split_are_refused(tmp_path: Path) -> None:
+    fill(
+        tmp_path, *(f"{split}/{c}/1.png" for split in ("train", "val", "validation") for c in "ab")
+    )
+
+    with pytest.raises(DataError, match="both val and validation"):
+        open_data(str(tmp_path))
+
+
+def test_a_class_that_val_lacks_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, "train/ant/1.png", "train/bee/1.png", "val/bee/1.png")
+
+    assert "has no image of ant" in open_data(str(tmp_path)).notes[0]
+
+
+def test_a_folder_of_many_files_opens_with_little_memory(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(2500):
+            (tmp_path / name / f"image_{i:06d}.jpg").touch()
+    open_data(str(tmp_path))  # imports
+    tracemalloc.start()
+
+    found = open_data(str(tmp_path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert len(found.train) == 4000
+    assert peak < 200 * 5000

@@ -84,7 +84,8 @@ class Eval:
         # Data without a split of its own is split as in the run, or what the model has learned
         # from would be among what it is measured on.
         origin = bundle.origin or {}
-        how = {name: origin[name] for name in ("held_out_share", "split_seed") if name in origin}
+        names = ("held_out_share", "split_seed", "image_column", "label_column")
+        how = {name: origin[name] for name in names if name in origin}
         found = evaluate(
             bundle,
             open_data(self.data, **how).held_out,

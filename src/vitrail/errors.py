@@ -35,7 +35,7 @@ class WeightsError(VitrailError):
 
 
 class UnsafeError(VitrailError):
-    """A file that was refused because opening it could run code."""
+    """A file that was refused: opening it could run code, or reach outside of it."""
 
     exit_code = 3
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vitrail.data.address import split_name
-from vitrail.data.listing import Found, Images, Names, numbered
+from vitrail.data.listing import Found, Images, Names, numbered, suffix_of
 from vitrail.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS, check_filled, pick
 from vitrail.errors import DataError
 
@@ -38,8 +38,7 @@ def _open(rows: Any, where: str, image_column: str | None, label_column: str | N
     if isinstance(rows.features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))
     values = rows.with_format(None)[label][:]
-    places = Names(f"{rows.split or 'row'}-{row}" for row in range(len(values)))
-    check_filled(values, [places[i] for i in range(len(places))], where)
+    check_filled(values, range(len(values)), where)
     labels, classes = numbered(values, getattr(rows.features[label], "names", ()), where)
     images = rows.select_columns([image])
 
@@ -54,4 +53,9 @@ def _open(rows: Any, where: str, image_column: str | None, label_column: str | N
             raise DataError("the row has no image")
         return value
 
+    try:
+        suffix = suffix_of(read_row(0)) if values else ""
+    except (DataError, OSError):  # it is counted when it is read
+        suffix = ""
+    places = Names(f"{rows.split or 'row'}-{row}{suffix}" for row in range(len(values)))
     return Images(places, labels, classes, read_row)

@@ -126,6 +126,12 @@ def parse_class_names(data: bytes, where: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def suffix_of(image: bytes) -> str:
+    """Give the suffix that a file of these bytes would have; rows of tables have no names."""
+    starts = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif"}
+    return next((suffix for start, suffix in starts.items() if image.startswith(start)), "")
+
+
 def _is_whole(value: object) -> bool:
     if isinstance(value, bool):
         return False

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.data.address import Address, split_name, split_of
-from vitrail.data.listing import Found, class_names, numbered
+from vitrail.data.listing import Found, class_names, numbered, suffix_of
 from vitrail.data.storage import join, open_file, parent
 from vitrail.data.tables import (
     IMAGE_COLUMNS,
@@ -58,7 +58,7 @@ class RowGroups:
             with self.lock:
                 if group in self.kept:
                     return self.kept[group]
-            column = self.tables[t].column(g)
+            column = self.tables[t].column(self.tables[t].image, [g])
         with self.lock:
             self.kept[group] = column
             self.bytes += column.nbytes
@@ -77,32 +77,32 @@ class Table:
         self.path, self.folder = path, parent(path)
         self.errors = (pyarrow.ArrowException, OSError)
         try:
-            self.file = ParquetFile(open_file(path))
+            with open_file(path) as file:
+                opened = ParquetFile(file)
+                self.metadata, schema = opened.metadata, opened.schema_arrow
         except pyarrow.ArrowException as error:
             raise DataError(f'"{path}" is no parquet file, or a damaged one: {error}') from error
-        schema = self.file.schema_arrow
         self.image = pick(schema.names, image_column, IMAGE_COLUMNS, "image", path)
         self.label = pick(schema.names, label_column, LABEL_COLUMNS, "label", path)
-        metadata = self.file.metadata
-        self.groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+        count = self.metadata.num_row_groups
+        self.groups = [self.metadata.row_group(g).num_rows for g in range(count)]
         self.has_split = "split" in schema.names
         self.classes = _class_label(schema.metadata, self.label)
-        self.has_paths = pyarrow.types.is_string(schema.field(self.image).type)
+        kind = schema.field(self.image).type
+        self.has_paths = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
-    def values(self, column: str) -> list[Any]:
-        """Give a whole column of small values."""
-        try:
-            return self.file.read(columns=[column], use_threads=False).column(0).to_pylist()
-        except self.errors as error:
-            raise DataError(f'"{self.path}" is damaged: {error}') from error
+    def column(self, name: str, groups: list[int] | None = None) -> Any:
+        """Give a column, of some row groups or of all."""
+        from pyarrow.parquet import ParquetFile
 
-    def column(self, group: int) -> Any:
-        """Give the images of a row group."""
+        groups = list(range(len(self.groups))) if groups is None else groups
         try:
-            found = self.file.read_row_group(group, columns=[self.image], use_threads=False)
+            # Opened for each group, so that no file stays open; its metadata is read once.
+            with open_file(self.path) as file:
+                opened = ParquetFile(file, metadata=self.metadata)
+                return opened.read_row_groups(groups, columns=[name], use_threads=False).column(0)
         except self.errors as error:
-            raise DataError(f'"{self.path}", row group {group}: {error}') from error
-        return found.column(0)
+            raise DataError(f'"{self.path}" cannot be read: {error}') from error
 
 
 def open_parquet(address: Address, image_column: str | None, label_column: str | None) -> Found:
@@ -128,18 +128,20 @@ def open_parquet(address: Address, image_column: str | None, label_column: str |
 def _open(tables: list[Table], known: tuple[str, ...]) -> Found:
     values: list[Any] = []
     names: list[str] = []
+    reader = RowGroups(tables)
     splits: list[str] = []
     for table in tables:
         stem = table.path.rpartition("/")[2]
-        own = table.values(table.label)
-        named = [f"{stem}/{row}" for row in range(len(own))]
+        own = table.column(table.label).to_pylist()
+        suffix = _suffix(reader, len(values)) if own else ""
+        named = [f"{stem}/{row}{suffix}" for row in range(len(own))]
         if table.has_paths:
-            named = [str(name) for name in table.values(table.image)]
+            named = [str(name) for name in table.column(table.image).to_pylist()]
         check_filled(own, named, table.path)
         values += own
         names += named
         if table.has_split:
-            splits += [split_name(str(name)) for name in table.values("split")]
+            splits += [split_name(str(name)) for name in table.column("split").to_pylist()]
     if not values:
         raise DataError(f'"{tables[0].path}" has no rows')
     if any(isinstance(value, float | list | dict | bytes) for value in values):
@@ -151,7 +153,14 @@ def _open(tables: list[Table], known: tuple[str, ...]) -> Found:
     if tables[0].has_paths and not tables[0].classes and not known:
         classes = folders_names(labels, classes, names)
     parts = np.array(splits) if splits else np.full(len(values), "")
-    return Listed(names, labels, classes, parts).found(RowGroups(tables).read)
+    return Listed(names, labels, classes, parts).found(reader.read)
+
+
+def _suffix(reader: RowGroups, row: int) -> str:
+    try:
+        return suffix_of(reader.read(row))
+    except (DataError, OSError):  # it is counted when it is read
+        return ""
 
 
 def _class_label(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def _samples(path: str) -> Shard:
 def _cached(file: Path, mark: str) -> Shard | None:
     """Read a cached index; None where there is none, or where it is another shard's or broken."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
             table = json.loads(arrays["table"].tobytes())
             if table["mark"] != mark:
                 return None

@@ -122,12 +122,26 @@ def split(
             "give each class two images or more, or folders train/ and val/"
         )
     everything = np.arange(len(labels))
-    # Each class has an image in both, however few there are.
+    # Enough for each class to have an image in both.
     held = min(max(math.ceil(share * len(labels)), len(classes)), len(labels) - len(classes))
     train, held_out = train_test_split(
         everything, test_size=held, stratify=labels, random_state=seed
     )
-    return np.asarray(train), np.asarray(held_out)
+    # Of a rare class all images may have gone to one side: one of them crosses over.
+    train, held_out = _completed(np.asarray(train), np.asarray(held_out), np.asarray(labels))
+    held_out, train = _completed(held_out, train, np.asarray(labels))
+    return train, held_out
+
+
+def _completed(
+    part: np.ndarray, other: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bring one image of each class that `part` lacks over from `other`."""
+    lacking = np.setdiff1d(labels[other], labels[part])
+    if not len(lacking):
+        return part, other
+    crossing = [np.flatnonzero(labels[other] == label)[0] for label in lacking]
+    return np.append(part, other[crossing]), np.delete(other, crossing)
 
 
 def _found(address: Address, image_column: str | None, label_column: str | None) -> Found:

@@ -133,7 +133,7 @@ def pick(
     )
 
 
-def check_filled(values: Sequence[object], names: Sequence[str], where: str) -> None:
+def check_filled(values: Sequence[object], names: Sequence[object], where: str) -> None:
     """Raise `DataError` for the first row without a label."""
     for row, value in enumerate(values):
         if value is None or value == "":

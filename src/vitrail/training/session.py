@@ -216,6 +216,8 @@ class Session:
 
     def bundle(self, evaluation: Evaluation) -> Bundle:
         """Give the weights so far as a bundle."""
+        where = self.recipe.data
+        columns = {"image_column": where.image_column, "label_column": where.label_column}
         return Bundle(
             model=self.learner.answering,
             preprocess=self.preprocess,
@@ -225,6 +227,7 @@ class Session:
                 "data": self.recipe.data.source,
                 "held_out_share": self.recipe.data.held_out_share,
                 "split_seed": self.recipe.data.split_seed,
+                **{name: value for name, value in columns.items() if value is not None},
                 "step": self.done,
             },
             metrics={"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss},
