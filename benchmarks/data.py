@@ -39,7 +39,6 @@ from vitrail.data.crop import draw_crops
 from vitrail.data.decode import decode
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.sources import ClassFolders
 from vitrail.weights.peer_models import load_package
 
 SIDE, BATCH = 224, 32
@@ -52,7 +51,7 @@ class Photos(NamedTuple):
 
     size: tuple[int, int]
     mosaic: int  # photos a side
-    count: int
+    images: int
     decode: Literal["exact", "fast"]
     one_core: tuple[float, float]
     two_threads: float
@@ -64,11 +63,30 @@ KINDS = (
 )
 
 
-class Held(ClassFolders):
-    """The files of class folders in memory."""
+class PhotoFiles:
+    """Photos in two class folders: a source, as the loader wants it."""
 
-    def __init__(self, source: ClassFolders) -> None:
-        super().__init__(source.root, source.files, source.classes)
+    def __init__(self, root: Path, files: list[tuple[str, int]]) -> None:
+        self.root, self.files, self.classes = root, files, ("class-0", "class-1")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> bytes:
+        return (self.root / self.files[index][0]).read_bytes()
+
+    def label(self, index: int) -> int:
+        return self.files[index][1]
+
+    def name(self, index: int) -> str:
+        return self.files[index][0]
+
+
+class Held(PhotoFiles):
+    """The same, in memory."""
+
+    def __init__(self, source: PhotoFiles) -> None:
+        super().__init__(source.root, source.files)
         self.data = [source.read(i) for i in range(len(source))]
 
     def read(self, index: int) -> bytes:
@@ -94,11 +112,11 @@ def photos_of(data: Path) -> Iterator[Image.Image]:
                 yield Image.open(io.BytesIO(file.read())).convert("RGB")
 
 
-def make(small: list[Image.Image], kind: Photos, folder: Path) -> ClassFolders:
+def make(small: list[Image.Image], kind: Photos, folder: Path) -> PhotoFiles:
     """Write photos made of small ones, in two class folders."""
     wide, tall = kind.size[0] // kind.mosaic, -(-kind.size[1] // kind.mosaic)
     files = []
-    for i in range(kind.count):
+    for i in range(kind.images):
         whole = Image.new("RGB", kind.size)
         for k in range(kind.mosaic**2):
             tile = small[(i * kind.mosaic**2 + k) % len(small)].resize((wide, tall))
@@ -107,7 +125,7 @@ def make(small: list[Image.Image], kind: Photos, folder: Path) -> ClassFolders:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         whole.save(folder / name, quality=90)
         files.append((name, i % 2))
-    return ClassFolders(folder, files, ("class-0", "class-1"))
+    return PhotoFiles(folder, files)
 
 
 def timed(run: Callable[[], object], images: int) -> Times:
@@ -128,7 +146,7 @@ def middle(times: list[Times]) -> Times:
     return Times(median(t.wall for t in times), median(t.cpu for t in times))
 
 
-def one_core(source: ClassFolders, kind: Photos, rounds: int) -> tuple[Times, Times]:
+def one_core(source: PhotoFiles, kind: Photos, rounds: int) -> tuple[Times, Times]:
     peer: Any = import_module("timm.data")
     transform = peer.create_transform(
         SIDE, is_training=True, use_prefetcher=True, color_jitter=None, interpolation="bicubic"
@@ -154,7 +172,7 @@ def one_core(source: ClassFolders, kind: Photos, rounds: int) -> tuple[Times, Ti
         os.sched_setaffinity(0, cores)
 
 
-def two_threads(source: ClassFolders, kind: Photos, rounds: int) -> tuple[Times, Times]:
+def two_threads(source: PhotoFiles, kind: Photos, rounds: int) -> tuple[Times, Times]:
     peer: Any = import_module("timm.data")
     theirs = peer.create_loader(
         peer.ImageDataset(str(source.root)),
@@ -182,11 +200,11 @@ def exhaust(batches: Iterable[object]) -> None:
         pass
 
 
-def loader(source: ClassFolders, kind: Photos, threads: int) -> Loader:
+def loader(source: PhotoFiles, kind: Photos, threads: int) -> Loader:
     return Loader(source, PREPROCESS, BATCH, threads=threads, decode=kind.decode, augment=CROP)
 
 
-def difference(source: ClassFolders) -> tuple[int, float]:
+def difference(source: PhotoFiles) -> tuple[int, float]:
     """Give the largest and the mean difference of whole photos from Pillow's bicubic, of 255."""
     most, means = 0, []
     how = Preprocess(size=(SIDE, SIDE), resize="square")
