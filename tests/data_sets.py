@@ -5,7 +5,6 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from vitrail.data.decode import decode
@@ -20,7 +19,7 @@ def picture(grey: int = 0) -> bytes:
 
 
 def grey_of(data: bytes) -> int:
-    return int(np.asarray(decode(data))[0, 0])
+    return int(decode(data)[0, 0, 0])
 
 
 def listing(source: Source) -> dict[str, str]:
