@@ -175,3 +175,11 @@ def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"rotate": 200.0}, {"shift": -0.1}, {"gain": 2.0}, {"fill": "mirror"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Augment(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_photo_that_is_mirrored_in_its_crop_is_not_mirrored_again() -> None:
+    images = torch.randint(0, 256, (8, 3, 5, 7), dtype=torch.uint8)
+
+    unchanged = augment(images, draw(0, 0, np.arange(8)), Augment(crop_scale=0.08, flip=True))
+
+    assert torch.equal(unchanged, images.float())
