@@ -162,7 +162,8 @@ def test_one_file_alone_reads_weights_and_one_reads_flags(packages: set[str], pl
 
 def test_every_package_that_is_imported_is_declared() -> None:
     known = {"torch", "numpy", "einops", "PIL", "safetensors", "huggingface_hub", "tyro", "rich",
-             "matplotlib", "jinja2", "markupsafe", "sklearn", "scipy", "simplejpeg"}  # fmt: skip
+             "matplotlib", "jinja2", "markupsafe", "sklearn", "scipy", "simplejpeg",
+             "fsspec"}  # fmt: skip
     # What a certificate compares with, where it is installed.
     peers = {"timm", "transformers", "torchvision", "vit_pytorch", "open_clip"}
     tables = {"pyarrow", "datasets"}  # the extra `datasets`
