@@ -43,7 +43,8 @@ def batch(count: int = 6) -> tuple[Tensor, Tensor]:
 def uint8_batch(start: int, count: int = 4) -> Batch:
     images = torch.randint(0, 256, (count, 3, *SMALL.image_size), dtype=torch.uint8)
     places = torch.arange(start, start + count)
-    return Batch(images, places % SMALL.classes, places.numpy())
+    rows = places.numpy()
+    return Batch(images, places % SMALL.classes, rows, rows, rows // 8, 0)
 
 
 def learner(recipe: Recipe, steps: int = 10) -> Learner:

@@ -23,11 +23,14 @@ KEPT_BYTES = 512 * 2**20  # decoded images up to this size stay in memory: MNIST
 
 
 class Batch(NamedTuple):
-    """Images uint8 B C H W, labels B, and the samples' places in their source, B."""
+    """Images uint8 B C H W, labels B, and where in the source and the epoch they come from."""
 
     images: Tensor
     labels: Tensor
-    places: np.ndarray
+    places: np.ndarray  # B: the samples' places in their source
+    keys: np.ndarray  # B: what is drawn for a sample is drawn from (seed, epoch, key)
+    blocks: np.ndarray  # B: the block of the epoch in which a sample is mixed with another
+    epoch: int
 
 
 class BadFile(NamedTuple):
@@ -135,15 +138,18 @@ class Loader:
         self.preprocess.cropped(image, crop, fast=self.fast, out=row)
 
     def _finish(self, part: np.ndarray, rows: np.ndarray, decoding: list[Future[None]]) -> Batch:
+        blocks = np.arange(len(part)) // 8
         for future in decoding:
             future.result()
         if len(self.bad) > self.max_bad_share * len(self.source):
             raise DataError(self._too_many())
         if self.bad:
             good = np.array([i not in self.bad for i in part.tolist()])
-            part, rows = part[good], rows[good]
+            part, rows, blocks = part[good], rows[good], blocks[good]
         labels = [self.source.label(i) for i in part.tolist()]
-        return Batch(torch.from_numpy(rows), torch.tensor(labels, dtype=torch.int64), part)
+        return Batch(
+            torch.from_numpy(rows), torch.tensor(labels, dtype=torch.int64), part, part, blocks, 0
+        )
 
     def _too_many(self) -> str:
         first = "\n".join(f"  {bad.path}: {bad.reason}" for bad in [*self.bad.values()][:5])
