@@ -42,6 +42,7 @@ from vitrail.data.crop import draw_crops
 from vitrail.data.decode import decode
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.readers import Work
 from vitrail.weights.peer_models import load_package
 
 SIDE, BATCH = 224, 32
@@ -162,7 +163,9 @@ def one_core(source: PhotoFiles, kind: Photos, rounds: int) -> tuple[Times, Time
     crops = iter(range(10**6))  # an epoch each
 
     def ours() -> None:
-        reader._decode(rows, places, places, draw_crops(0, next(crops), places))
+        work = Work(places, rows, draw_crops(0, next(crops), places))
+        for row in range(len(source)):
+            reader._decode(work, row)
 
     def theirs() -> None:
         for i in range(len(source)):

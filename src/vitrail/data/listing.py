@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vitrail.data.layout import Layout
 from vitrail.data.storage import exists, join, read
 from vitrail.errors import DataError
 
@@ -43,8 +44,10 @@ class Images:
         classes: tuple[str, ...],
         read_row: Callable[[int], bytes],
         rows: np.ndarray | None = None,
+        layout: Layout | None = None,
     ) -> None:
         self.names, self.labels, self.classes, self.read_row = names, labels, classes, read_row
+        self.layout = layout  # None: each image is a file
         self.rows = np.arange(len(names)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -65,7 +68,8 @@ class Images:
 
     def take(self, places: np.ndarray) -> "Images":
         """Give the source of some of these images."""
-        return Images(self.names, self.labels, self.classes, self.read_row, self.rows[places])
+        rows = self.rows[places]
+        return Images(self.names, self.labels, self.classes, self.read_row, rows, self.layout)
 
 
 class Found(NamedTuple):
