@@ -14,8 +14,8 @@ Then, in turns:
 glibc is told to keep freed memory: at its defaults timm spends two fifths of its time on large
 photos in getting the same pages anew, in a main process but not in a worker, which would flatter
 vitrail. timm's RandAugment and colour jitter are off. Numbers are medians; ratios above 1 are in
-vitrail's favour. At the end whole photos resized by `decode = "exact"` are compared with Pillow's, and a
-folder of 100,000 small files is opened.
+vitrail's favour. At the end whole photos resized by `decode = "exact"` are compared with Pillow's,
+and a folder of 100,000 small files is opened.
 """
 
 import argparse
@@ -231,10 +231,9 @@ def opening(files: int = 100_000) -> str:
     """Say how long it takes to open a folder of so many small files, and what it keeps of each."""
     with tempfile.TemporaryDirectory() as scratch:
         for i in range(files):
-            if i % 1000 == 0:
-                folder = Path(scratch) / f"class-{i // 1000:03d}"
-                folder.mkdir()
-            (folder / f"IMG_{i:08d}.jpg").touch()
+            file = Path(scratch, f"class-{i // 1000:03d}", f"IMG_{i:08d}.jpg")
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
         open_data(scratch)
         times = [timed(lambda: open_data(scratch), 1) for _ in range(5)]
         tracemalloc.start()
