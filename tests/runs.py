@@ -24,7 +24,24 @@ MODEL = ViTConfig(image_size=(8, 8), patch_size=4, classes=2, width=16, depth=2,
 RECIPE = Recipe(
     model=MODEL,
     data=Data(source="photos", held_out_share=0.2),
-    augment=Augment(rotate=9.0, shift=0.1, flip=True, gain=0.2),
+    augment=Augment(
+        rotate=9.0,
+        shift=0.1,
+        flip=True,
+        brightness=0.2,
+        contrast=0.3,
+        saturation=0.3,
+        hue=0.1,
+        grey=0.2,
+        solarize=0.2,
+        blur=0.2,
+        policy="randaugment",
+        magnitude_std=0.5,
+        erase=0.25,
+        mixup=0.8,
+        cutmix=1.0,
+        mix_block=2,
+    ),
     optimizer=Optimizer(name="muon", lr=0.02),
     train=Train(
         epochs=2,
@@ -59,8 +76,8 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, how: int = signal.SI
     """Send this process a signal while step number `steps` is taken."""
     step = Learner.step
 
-    def stopping(self: Learner, batch: Any, number: int, epoch: int) -> None:
-        step(self, batch, number, epoch)
+    def stopping(self: Learner, batch: Any, number: int) -> None:
+        step(self, batch, number)
         if number == steps - 1:
             os.kill(os.getpid(), how)
 

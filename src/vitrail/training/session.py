@@ -63,13 +63,13 @@ class Session:
             augment=self.recipe.augment,
         )
 
-    def batches(self) -> Iterator[tuple[int, Batch]]:
-        """Give the epoch and the batch of every step that is left."""
+    def batches(self) -> Iterator[Batch]:
+        """Give the batch of every step that is left."""
         epoch, place = divmod(self.done, self.per_epoch)
         left = self.steps - self.done
         while left > 0:
             for batch in self.loader.epoch(self.recipe.train.seed, epoch, place):
-                yield epoch, batch
+                yield batch._replace(epoch=epoch)
                 left -= 1
                 if left == 0:
                     return
