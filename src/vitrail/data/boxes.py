@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Say of each pixel whether it lies in its image's box: B 4 (top left bottom right) to B H W."""
+    """Say which pixels, B H W, lie in their image's box, B 4: top, left, bottom, right."""
     top, left, bottom, right = boxes[:, :, None].unbind(dim=1)
     rows = torch.arange(height, device=boxes.device)
     columns = torch.arange(width, device=boxes.device)
