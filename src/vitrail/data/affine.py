@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.config import Augment
+from vitrail.data.kernels import sampled
 
 
 def is_moved(how: Augment) -> bool:
@@ -33,15 +34,4 @@ def moved(images: Tensor, numbers: Tensor, how: Augment) -> Tensor:
     grid = F.affine_grid(
         torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False
     )
-    return F.grid_sample(
-        images, grid, mode=how.interpolation, padding_mode=how.fill, align_corners=False
-    ).clamp(0, 255)  # bicubic overshoots at edges
-
-
-def mirrored(images: Tensor, numbers: Tensor) -> Tensor:
-    """Mirror every second image, B C H W, left to right, by the numbers that `moved` takes."""
-    columns = torch.arange(images.shape[3], device=images.device)
-    # A gather: compiled for the CPU, a flip and a choice keep all that is fused with them from
-    # vector instructions.
-    source = torch.where(numbers[:, 5:6] < 0.5, columns.flip(0), columns)  # B W
-    return images.gather(3, source[:, None, None].expand_as(images))
+    return sampled(images, grid, how.interpolation, how.fill).clamp(0, 255)  # bicubic overshoots

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.affine import is_mirrored, is_moved, mirrored, moved
+from vitrail.data.affine import is_mirrored, is_moved, moved
 from vitrail.data.colour import (
     Effects,
     Jitter,
@@ -26,6 +26,7 @@ from vitrail.data.colour import (
 from vitrail.data.config import Augment
 from vitrail.data.draws import uniform
 from vitrail.data.erasing import Erasing, draw_erasing, erased
+from vitrail.data.kernels import mirrored
 from vitrail.data.mixing import Mixing, draw_mixing
 from vitrail.data.operations import operated
 from vitrail.data.policies import Operations, draw_operations, space
@@ -83,12 +84,12 @@ def augment(images: Tensor, draws: Draws, how: Augment) -> Tensor:
     """
     if is_moved(how):
         images = moved(images.float(), draws.moves, how)
+    elif is_mirrored(how):
+        images = mirrored(images, draws.moves[:, 5] < 0.5)
     if draws.operations is not None:
         images = images.round().to(torch.uint8) if images.is_floating_point() else images
         images = operated(images, draws.operations, space(how).fill, how.interpolation)
     images = _coloured(images.float(), draws, how)
-    if is_mirrored(how) and not is_moved(how):
-        images = mirrored(images, draws.moves)
     if draws.erasing is not None:
         images = erased(images, draws.erasing)
     return images

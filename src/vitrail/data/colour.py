@@ -22,10 +22,9 @@ _STRONGEST, _WEAKEST = 2.0, 0.1  # standard deviations of the blur, in pixels
 
 
 class Jitter(NamedTuple):
-    """Three steps one after the other, each `a x + b grey + c mean grey`; then a turn of hue."""
+    """A pixel x of grey g becomes a x + b g + c m, with m the image's mean grey; then hue turns."""
 
-    steps: Tensor  # B 3 3: for each step a, b, c
-    before: Tensor  # B 2 2: a, b of the steps before contrast's
+    weights: Tensor  # B 3: a, b, c
     hue: Tensor  # B, in turns of the circle
 
 
@@ -38,24 +37,22 @@ class Effects(NamedTuple):
 
 
 def draw_jitter(seed: int, epoch: int, keys: np.ndarray, how: Augment) -> Jitter:
-    """Draw factors in 1 - most to 1 + most, and the order of the first three of them."""
+    """Draw factors in 1 - most to 1 + most, and the order of brightness, contrast, saturation."""
     light, contrast, saturation, hue, order = uniform(seed, epoch, keys, 5, first=_FIRST).T
     most = np.array([how.brightness, how.contrast, how.saturation])
     by = 1 + (2 * np.stack([light, contrast, saturation], axis=1) - 1) * most  # B 3
-    none = np.zeros(len(keys))
-    kinds = np.stack(
-        [
-            np.stack([by[:, 0], none, none], axis=1),
-            np.stack([by[:, 1], none, 1 - by[:, 1]], axis=1),
-            np.stack([by[:, 2], 1 - by[:, 2], none], axis=1),
-        ],
-        axis=1,
-    )  # B 3 3
+    # What is not the pixel's own share is black, the mean grey, the pixel's grey.
+    steps = np.zeros((len(keys), 3, 3))
+    steps[:, :, 0] = by
+    steps[:, 1, 2], steps[:, 2, 1] = 1 - by[:, 1], 1 - by[:, 2]
     orders = _ORDERS[(order * len(_ORDERS)).astype(int)]  # B 3
-    steps = np.take_along_axis(kinds, orders[:, :, None], axis=1)
-    place = (orders == 1).argmax(axis=1)[:, None]  # contrast's
-    before = np.where((np.arange(2) < place)[:, :, None], steps[:, :2, :2], [1.0, 0.0])
-    return Jitter(_floats(steps), _floats(before), _floats((2 * hue - 1) * how.hue))
+    steps = np.take_along_axis(steps, orders[:, :, None], axis=1)
+    a, b, c = np.ones(len(keys)), np.zeros(len(keys)), np.zeros(len(keys))
+    for next_a, next_b, next_c in steps.transpose(1, 2, 0):
+        # Each step is linear: a pixel's grey has become (a + b) g + c m, the mean (a + b + c) m.
+        c = next_a * c + next_b * c + next_c * (a + b + c)
+        a, b = next_a * a, next_a * b + next_b * (a + b)
+    return Jitter(_floats(np.stack([a, b, c], axis=1)), _floats((2 * hue - 1) * how.hue))
 
 
 def draw_effects(seed: int, epoch: int, keys: np.ndarray, how: Augment) -> Effects:
@@ -93,26 +90,20 @@ def luma(planes: list[Tensor]) -> Tensor:
 def jittered(planes: list[Tensor], draws: Jitter, how: Augment) -> list[Tensor]:
     """Change brightness, contrast and saturation in the sample's own order, and then hue.
 
-    The order is torchvision's and timm's, but for hue, which would have to be worked out at each
-    of four places. An order of each sample's own costs a tenth more than a fixed one: the mean
-    grey that contrast needs is read in one pass, after those steps that come before it.
+    As torchvision's and timm's, but that values are cut off at 0 and 255 once, after the three,
+    not after each of them: so they are one step, with one mean for contrast, and take a third of
+    the time. And hue is always last; it would have to be worked out at each of four places.
     """
-    mean: Tensor | None = None
+    a, b, c = draws.weights[:, :, None, None].unbind(dim=1)
+    rest = luma(planes)
     if how.contrast:
-        early = planes
-        for a, b in (step.unbind(dim=1) for step in draws.before.unbind(dim=1)):
-            early = _step(early, a, b)
         # Whole numbers add up to the same sum in any order, on any device, in any batch.
-        mean = luma(early).round().sum(dim=2).long().sum(dim=1) / early[0][0].numel()
-    for a, b, c in (step.unbind(dim=1) for step in draws.steps.unbind(dim=1)):
-        planes = _step(planes, a, b, 0.0 if mean is None else c * mean)
+        mean = rest.round().sum(dim=2).long().sum(dim=1) / rest[0].numel()
+        rest = rest * b + c * _wide(mean)
+    else:
+        rest = rest * b
+    planes = [(plane * a + rest).clamp(0, 255) for plane in planes]
     return _turned(planes, draws.hue) if how.hue and len(planes) == 3 else planes
-
-
-def _step(planes: list[Tensor], a: Tensor, b: Tensor, c: Tensor | float = 0.0) -> list[Tensor]:
-    c = _wide(c) if isinstance(c, Tensor) else c
-    rest = luma(planes) * _wide(b) + c
-    return [(plane * _wide(a) + rest).clamp(0, 255) for plane in planes]
 
 
 def _turned(planes: list[Tensor], turn: Tensor) -> list[Tensor]:

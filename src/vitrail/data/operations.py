@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.boxes import inside
+from vitrail.data.kernels import looked_up, sampled
 from vitrail.data.policies import OPERATIONS, Operations
 
 _GREY = (19595, 38470, 7471)  # ITU-R 601 in 65536ths, as Pillow has it
@@ -23,7 +24,7 @@ def operated(
     """Do the drawn operations one after the other to a uint8 batch, B C H W."""
     for layer in range(draws.operation.shape[1]):
         drawn, amount = draws.operation[:, layer], draws.amount[:, layer]
-        images = _looked_up(images, _tables(images, drawn, amount))
+        images = looked_up(images, _tables(images, drawn, amount))
         images = _blended(images, drawn, amount)
         images = _warped(images, _matrices(images, drawn, amount), fill, interpolation)
         half = torch.where(_is(drawn, "cutout"), amount, 0.0)
@@ -62,7 +63,7 @@ def _tables(images: Tensor, drawn: Tensor, amount: Tensor) -> Tensor:
     tables = values.expand_as(counts)
     for name, table in made.items():
         tables = torch.where(_is(drawn, name), table, tables)
-    return tables
+    return tables.to(torch.uint8)
 
 
 def _counts(images: Tensor) -> Tensor:
@@ -105,10 +106,6 @@ def _mean_grey(images: Tensor) -> Tensor:
     pixels = images.shape[2] * images.shape[3]
     total = _grey(images).sum(dim=3).long().sum(dim=(1, 2))
     return (2 * total + pixels) // (2 * pixels)
-
-
-def _looked_up(images: Tensor, tables: Tensor) -> Tensor:
-    return tables.to(torch.uint8).gather(2, images.flatten(2).long()).view_as(images)
 
 
 def _blended(images: Tensor, drawn: Tensor, amount: Tensor) -> Tensor:
@@ -158,9 +155,7 @@ def _warped(
     (a, b, c), (d, e, f) = (row.unbind(dim=1) for row in matrices[:, :, :, None, None].unbind(1))
     from_x, from_y = a * x + b * y + c, d * x + e * y + f  # B H W
     grid = torch.stack([from_x * (2 / width) - 1, from_y * (2 / height) - 1], dim=3)
-    read = F.grid_sample(
-        images.float(), grid, mode=interpolation, padding_mode="border", align_corners=False
-    )
+    read = sampled(images.float(), grid, interpolation, "border")
     there = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
     return torch.where(there[:, None], read.round().clamp(0, 255), fill).to(torch.uint8)
 
