@@ -1,22 +1,62 @@
+from shutil import which
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from vitrail.data.augment import augment, draw
+from vitrail.data.augment import Draws, augment
+from vitrail.data.augment import draw as draw_all
 from vitrail.data.config import Augment
 from vitrail.data.draws import order, uniform
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError
+from vitrail.training.learner import model_input
 
-ROTATE, SCALE, SHEAR, RIGHT, DOWN, FLIP, GAIN = range(7)  # the columns of a draw
+ROTATE, SCALE, SHEAR, RIGHT, DOWN, FLIP, LIGHT = range(7)  # the columns of a draw
 
 
-def drawn(**columns: float) -> Tensor:
+# Everything that can be on together.
+ALL = Augment(
+    rotate=20.0,
+    scale=0.2,
+    shear=0.1,
+    shift=0.1,
+    flip=True,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    grey=0.2,
+    solarize=0.2,
+    blur=0.5,
+    policy="randaugment",
+    variant="big_vision",
+    magnitude_std=0.5,
+    erase=0.5,
+    mixup=0.8,
+    cutmix=1.0,
+    mix_block=2,
+)
+
+
+def draw(
+    seed: int,
+    epoch: int,
+    keys: np.ndarray,
+    how: Augment = Augment(),
+    size: tuple[int, int] = (10, 14),
+) -> Draws:
+    """Draw for samples that stand in blocks of two by their keys."""
+    return draw_all(seed, epoch, keys, keys // 2, how, size)
+
+
+def drawn(**columns: float) -> Draws:
     """Give the draws of one image: 0.5 changes nothing, 0 and 1 are the most, either way."""
     numbers = torch.full((1, 7), 0.5)
     for name, value in columns.items():
         numbers[0, globals()[name]] = value
-    return numbers
+    return Draws(numbers)
 
 
 def dots(*places: tuple[int, int], size: tuple[int, int] = (8, 8)) -> Tensor:
@@ -51,11 +91,11 @@ def test_draws_of_neighbours_have_nothing_in_common() -> None:
 
 
 def test_a_draw_is_the_sample_s_own_whatever_batch_it_is_in() -> None:
-    batch = draw(1, 2, np.array([9, 5, 1]))
+    batch = draw(1, 2, np.array([9, 5, 1])).moves
 
-    assert torch.equal(draw(1, 2, np.array([5, 9])), batch[[1, 0]])
-    assert not torch.equal(draw(1, 3, np.array([9, 5, 1])), batch)
-    assert not torch.equal(draw(2, 2, np.array([9, 5, 1])), batch)
+    assert torch.equal(draw(1, 2, np.array([5, 9])).moves, batch[[1, 0]])
+    assert not torch.equal(draw(1, 3, np.array([9, 5, 1])).moves, batch)
+    assert not torch.equal(draw(2, 2, np.array([9, 5, 1])).moves, batch)
 
 
 @pytest.mark.parametrize("length", [1, 2, 97])
@@ -76,7 +116,7 @@ def test_an_order_is_fair() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 0, 2**31, 2**63, 2**64])
 def test_any_seed_draws(seed: int) -> None:
-    assert draw(seed, 0, np.arange(3)).shape == (3, 7)
+    assert draw(seed, 0, np.arange(3), ALL).moves.shape == (3, 7)
 
 
 def test_settings_of_zero_change_nothing() -> None:
@@ -142,11 +182,17 @@ def test_a_scale_is_about_the_middle() -> None:
     assert white(smaller) == {(3, 3), (3, 4), (4, 3), (4, 4)}
 
 
-def test_a_gain_is_a_share_of_the_brightness_and_stays_in_range() -> None:
+def test_brightness_is_changed_by_a_share_and_stays_in_range() -> None:
     images = torch.tensor([100, 200], dtype=torch.uint8).view(1, 1, 1, 2)
 
-    assert augment(images, drawn(GAIN=1.0), Augment(gain=0.5)).flatten().tolist() == [150, 255]
-    assert augment(images, drawn(GAIN=0.0), Augment(gain=0.5)).flatten().tolist() == [50, 100]
+    assert augment(images, drawn(LIGHT=1.0), Augment(brightness=0.5)).flatten().tolist() == [
+        150,
+        255,
+    ]
+    assert augment(images, drawn(LIGHT=0.0), Augment(brightness=0.5)).flatten().tolist() == [
+        50,
+        100,
+    ]
 
 
 def test_the_border_or_its_mirror_comes_in_where_it_is_asked_for() -> None:
@@ -159,20 +205,89 @@ def test_the_border_or_its_mirror_comes_in_where_it_is_asked_for() -> None:
         assert moved[0, 0, 0].round().tolist() == [30, 40, 50, 60, 70, 80, *wanted]
 
 
-def test_the_same_draw_gives_the_same_pixels_in_any_batch() -> None:
-    images = torch.randint(256, (6, 3, 10, 14), dtype=torch.uint8)
-    how = Augment(rotate=20.0, scale=0.2, shear=0.1, shift=0.1, flip=True, gain=0.3)
-    index = np.arange(6)
+@pytest.mark.parametrize(
+    "how",
+    [
+        Augment(rotate=20.0, scale=0.2, shear=0.1, shift=0.1, flip=True, brightness=0.3),
+        Augment(flip=True, contrast=0.4, saturation=0.4),
+        Augment(policy="3-augment", brightness=0.3, contrast=0.3, saturation=0.3),
+        Augment(policy="trivialaugment"),
+        Augment(policy="randaugment", variant="torchvision", operations=3),
+        ALL,
+    ],
+    ids=["affine", "jitter", "3-augment", "trivialaugment", "torchvision", "all"],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_same_draw_gives_the_same_pixels_in_any_batch(how: Augment, channels: int) -> None:
+    images = torch.randint(256, (12, channels, 10, 14), dtype=torch.uint8)
+    keys = np.arange(12)
+    others = np.array([7, 2, 11])
 
-    together = augment(images, draw(0, 1, index), how)
-    alone = torch.cat([augment(images[[i]], draw(0, 1, index[[i]]), how) for i in range(6)])
+    together = augment(images, draw(0, 1, keys, how), how)
+    alone = torch.cat([augment(images[[i]], draw(0, 1, keys[[i]], how), how) for i in range(12)])
+    elsewhere = augment(images[torch.from_numpy(others)], draw(0, 1, others, how), how)
 
     assert torch.equal(together, alone)
-    assert together.min() >= 0 and together.max() <= 255
+    assert torch.equal(together[torch.from_numpy(others)], elsewhere)
+    assert together.dtype == torch.float32
+    if not how.erase:  # whose noise goes beyond, as in timm
+        assert together.min() >= 0 and together.max() <= 255
+
+
+def test_a_mirror_alone_moves_whole_pixels() -> None:
+    images = torch.randint(256, (40, 3, 5, 8), dtype=torch.uint8)
+    draws = draw(0, 0, np.arange(40))
+
+    changed = augment(images, draws, Augment(flip=True))
+
+    flipped = draws.moves[:, 5] < 0.5
+    assert 8 < int(flipped.sum()) < 32
+    assert torch.equal(changed[flipped], images[flipped].flip(3).float())
+    assert torch.equal(changed[~flipped], images[~flipped].float())
+
+
+def test_with_one_channel_saturation_hue_and_grey_change_nothing() -> None:
+    images = torch.randint(256, (8, 1, 5, 7), dtype=torch.uint8)
+    how = Augment(saturation=1.0, hue=0.5, grey=1.0)
+
+    changed = augment(images, draw(0, 0, np.arange(8), how), how)
+
+    # f x + (1 - f) x in single precision
+    torch.testing.assert_close(changed, images.float(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow  # a minute of compiling
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's compiler, about torch's own code
+def test_compiled_it_has_no_breaks_and_gives_what_eager_gives() -> None:
+    if which("g++") is None and which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is none here")
+    images = torch.randint(256, (6, 3, 12, 20), dtype=torch.uint8)
+    preprocess = Preprocess(size=(12, 20))
+    compiled = torch.compile(model_input, fullgraph=True)
+    torch.compiler.reset()
+
+    for epoch in range(3):
+        draws = draw(0, epoch, np.arange(6), ALL, (12, 20))
+        with torch.compiler.set_stance("default" if epoch == 0 else "fail_on_recompile"):
+            ours = compiled(images, draws, ALL, preprocess)
+        off = (ours - model_input(images, draws, ALL, preprocess)).abs()
+        # Arithmetic in another order: the last bits of a pixel, and, where it is cut off to a
+        # whole number between two operations, now and then a step of 1/255, which the operations
+        # after it may double (contrast) or spread (equalize).
+        assert float(off.mean()) < 1e-3
+        assert float((off > 0.02).float().mean()) < 0.005
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    for wrong in ({"rotate": 200.0}, {"shift": -0.1}, {"gain": 2.0}, {"fill": "mirror"}):
+    for wrong in (
+        *({"rotate": 200.0}, {"shift": -0.1}, {"brightness": 2.0}, {"fill": "mirror"}),
+        *({"contrast": 1.1}, {"saturation": -1.0}, {"hue": 0.6}, {"grey": 2.0}, {"solarize": -1.0}),
+        *({"blur": 1.5}, {"policy": "autoaugment"}, {"variant": "keras"}, {"operations": 0}),
+        *({"magnitude": 10.5}, {"magnitude": 31.0, "variant": "torchvision"}, {"magnitude": -1.0}),
+        *({"magnitude_std": -0.5}, {"erase": 1.1}, {"mixup": -0.1}, {"cutmix": float("inf")}),
+        *({"mix_share": 1.1}, {"cutmix_share": -0.1}, {"mix_block": 0}, {"repeats": 0}),
+        *({"mix_block": 1, "mixup": 0.8}, {"mix_block": 2.0}),
+    ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Augment(**wrong)  # type: ignore[arg-type]
 

@@ -38,7 +38,7 @@ EVERYTHING = Recipe(
     ),
     data=Data(source="photos", threads=3, max_bad_share=0.5, held_out_share=0.25, split_seed=4),
     augment=Augment(
-        rotate=5.0, scale=0.1, shear=0.2, shift=0.3, flip=True, gain=0.4, fill="border"
+        rotate=5.0, scale=0.1, shear=0.2, shift=0.3, flip=True, brightness=0.4, fill="border"
     ),
     optimizer=Optimizer(name="muon", lr=0.3, adamw_lr=3e-22, weight_decay=0.0, clip=2.0),
     schedule=Schedule(name="constant", warmup=0.5, final=0.25),

@@ -1,43 +1,111 @@
-"""Batched augmentation on the model's device: pure functions of a batch and of drawn numbers."""
+"""Batched augmentation on the model's device: pure functions of a batch and of drawn numbers.
+
+All that is random is drawn first, on the CPU, from (seed, epoch, key) alone, so that an image is
+changed in the same way whatever batch, rank or restart it is in. Each part reads its own stretch
+of the sample's endless row of numbers: 0 to 6 the small affine and brightness, 6 to 10 colours,
+20 and 30 effects, 40 erasing, 70 mixing, 100 policies, 1000 the crop; 2000 of a block's, partners.
+Settings that are off are branches of Python: they cost nothing, and compiled code has no breaks.
+"""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.data.affine import is_mirrored, is_moved, moved
+from vitrail.data.colour import (
+    Effects,
+    Jitter,
+    affected,
+    draw_effects,
+    draw_jitter,
+    draw_one_of_three,
+    jittered,
+)
 from vitrail.data.config import Augment
 from vitrail.data.draws import uniform
+from vitrail.data.erasing import Erasing, draw_erasing, erased
+from vitrail.data.kernels import mirrored
+from vitrail.data.mixing import Mixing, draw_mixing
+from vitrail.data.operations import operated
+from vitrail.data.policies import Operations, draw_operations, space
 
 
-def draw(seed: int, epoch: int, index: np.ndarray) -> Tensor:
-    """Give the numbers of `augment` for the samples of `index`: B 7, uniform in [0, 1)."""
-    return torch.from_numpy(uniform(seed, epoch, index, 7)).float()
+class Draws(NamedTuple):
+    """All that is random in a batch's augmentation; a part that is off is None."""
+
+    moves: Tensor  # B 7, in [0, 1): the small affine, its mirror sixth, brightness last
+    operations: Operations | None = None
+    one_of_three: Effects | None = None
+    jitter: Jitter | None = None
+    effects: Effects | None = None
+    erasing: Erasing | None = None
+    mixing: Mixing | None = None
+
+    def to(self, device: torch.device) -> "Draws":
+        """Give the same on a device."""
+        parts: list[Any] = [
+            part and type(part)(*(t.to(device, non_blocking=True) for t in part))
+            for part in self[1:]
+        ]
+        return Draws(self.moves.to(device, non_blocking=True), *parts)
 
 
-def augment(images: Tensor, draws: Tensor, how: Augment) -> Tensor:
-    """Move, turn, stretch and brighten a uint8 batch, B C H W; gives float32, still 0 .. 255."""
-    moved = images.float()
-    mirrors = how.flip and how.crop_scale is None  # a crop is mirrored where it is decoded
-    turn, size, slant, right, down, flip, light = (2 * draws - 1).to(images.device).unbind(dim=1)
-    if how.rotate or how.scale or how.shear or how.shift or mirrors:
-        angle = turn * (how.rotate * torch.pi / 180)
-        zoom = (1 + how.scale) ** size
-        mirror = torch.where(flip < 0, -1.0, 1.0) if mirrors else torch.ones_like(flip)
-        shear = slant * how.shear
-        # Where each pixel of the result is read, in coordinates from -1 to 1: mirrored, slanted,
-        # turned, scaled, moved. A shift of one side is a shift of 2.
-        cos, sin = angle.cos() * zoom, angle.sin() * zoom
-        aspect = images.shape[2] / images.shape[3]  # or an oblong image would be bent
-        row_x = torch.stack(
-            [cos * mirror, (cos * shear - sin) * aspect, 2 * how.shift * right], dim=1
-        )
-        row_y = torch.stack([sin * mirror / aspect, sin * shear + cos, 2 * how.shift * down], dim=1)
-        grid = F.affine_grid(
-            torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False
-        )
-        moved = F.grid_sample(
-            moved, grid, mode=how.interpolation, padding_mode=how.fill, align_corners=False
-        ).clamp(0, 255)  # bicubic overshoots at edges
-    if how.gain:
-        moved = (moved * (1 + how.gain * light).view(-1, 1, 1, 1)).clamp(0, 255)
-    return moved
+def draw(
+    seed: int,
+    epoch: int,
+    keys: np.ndarray,
+    blocks: np.ndarray,
+    how: Augment,
+    size: tuple[int, int],
+) -> Draws:
+    """Draw for the samples of `keys`, which are mixed inside `blocks`; their images are H W."""
+    jitters = how.contrast or how.saturation or how.hue
+    affects = how.grey or how.solarize or how.blur
+    operates = how.policy in ("randaugment", "trivialaugment")
+    three = how.policy == "3-augment"
+    mixes = how.mixup or how.cutmix
+    return Draws(
+        torch.from_numpy(uniform(seed, epoch, keys, 7)).float(),
+        draw_operations(seed, epoch, keys, how, size) if operates else None,
+        draw_one_of_three(seed, epoch, keys) if three else None,
+        draw_jitter(seed, epoch, keys, how) if jitters else None,
+        draw_effects(seed, epoch, keys, how) if affects else None,
+        draw_erasing(seed, epoch, keys, how.erase, size) if how.erase else None,
+        draw_mixing(seed, epoch, keys, blocks, how, size) if mixes else None,
+    )
+
+
+def augment(images: Tensor, draws: Draws, how: Augment) -> Tensor:
+    """Change a uint8 batch, B C H W, but for mixing; gives float32, still 0 .. 255.
+
+    The order is DeiT III's and timm's: geometry, policy, colours, effects, erasing.
+    """
+    if is_moved(how):
+        images = moved(images.float(), draws.moves, how)
+    elif is_mirrored(how):
+        images = mirrored(images, draws.moves[:, 5] < 0.5)
+    if draws.operations is not None:
+        images = images.round().to(torch.uint8) if images.is_floating_point() else images
+        images = operated(images, draws.operations, space(how).fill, how.interpolation)
+    images = _coloured(images.float(), draws, how)
+    if draws.erasing is not None:
+        images = erased(images, draws.erasing)
+    return images
+
+
+def _coloured(images: Tensor, draws: Draws, how: Augment) -> Tensor:
+    if how.brightness and draws.jitter is None:
+        light = 2 * draws.moves[:, 6] - 1
+        images = (images * (1 + how.brightness * light).view(-1, 1, 1, 1)).clamp(0, 255)
+    if draws.one_of_three is None and draws.jitter is None and draws.effects is None:
+        return images
+    planes = list(images.unbind(dim=1))
+    if draws.one_of_three is not None:
+        planes = affected(planes, draws.one_of_three, blur=True)
+    if draws.jitter is not None:
+        planes = jittered(planes, draws.jitter, how)
+    if draws.effects is not None:
+        planes = affected(planes, draws.effects, blur=how.blur > 0)
+    return torch.stack(planes, dim=1)

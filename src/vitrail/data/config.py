@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vitrail.errors import check_range, check_types
+from vitrail.errors import ConfigError, check_range, check_types
+
+# The largest magnitude of each RandAugment: timm cuts off at 10, torchvision has bins 0 to 30, and
+# big_vision's grows past 10 (AugReg trains with 15).
+_LARGEST = {"timm": 10, "torchvision": 30, "big_vision": 30}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,17 +23,50 @@ class Augment:
     # how far its aspect may go; ImageNet's 0.08 and 4/3 are the field's. Absent: no crop.
     crop_scale: float | None = None
     crop_ratio: float = 4 / 3
-    gain: float = 0.0  # share of the brightness
-    repeats: int = 1  # of an image in an epoch, which then has fewer images
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_block: int = 8  # images in a row, among which partners are found
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bilinear blurs small images
     fill: Literal["zeros", "border", "reflection"] = "zeros"  # what comes in from outside
+    brightness: float = 0.0  # share; DeiT III: 0.3 of this and the next two
+    contrast: float = 0.0  # share, around the image's mean grey
+    saturation: float = 0.0  # share
+    hue: float = 0.0  # share of the colour circle, at most a half; DINO: 0.1
+    grey: float = 0.0  # share of the images that lose their colour; DINO: 0.2
+    solarize: float = 0.0  # share of the images whose values from 128 on are inverted; DINO: 0.2
+    blur: float = 0.0  # share of the images; DINO: 0.5
+    # 3-augment: one of grey, solarize and blur for each image (DeiT III).
+    policy: Literal["none", "3-augment", "randaugment", "trivialaugment"] = "none"
+    # Of randaugment: whose list of operations (DeiT and MAE: timm; AugReg: big_vision), how many of
+    # them one after the other, how strong, and the spread of the strength (DeiT and MAE: 0.5).
+    variant: Literal["timm", "torchvision", "big_vision"] = "timm"
+    operations: int = 2
+    magnitude: float = 9.0  # 0 to 10; torchvision and big_vision: 0 to 30
+    magnitude_std: float = 0.0
+    erase: float = 0.0  # share of the images with a box of noise; DeiT and MAE: 0.25
+    mixup: float = 0.0  # alpha of its Beta distribution, 0: off; DeiT and MAE: 0.8
+    cutmix: float = 0.0  # the same; DeiT and MAE: 1.0
+    mix_share: float = 1.0  # of the images that are mixed
+    cutmix_share: float = 0.5  # of the mixed images, where mixup is on too
+    mix_block: int = 8  # consecutive images of an epoch, among which partners are found
+    repeats: int = 1  # each image so many times an epoch, drawn differently each time; DeiT: 3
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "rotate", 0, 180)
-        check_range(self, "scale shear shift gain", 0, 1)
+        check_range(self, "scale shear shift brightness contrast saturation", 0, 1)
+        check_range(self, "hue", 0, 0.5)
         check_range(self, "crop_scale", 0, 1, open_low=True)
         check_range(self, "crop_ratio", 1, 100)
+        check_range(self, "grey solarize blur erase mix_share cutmix_share", 0, 1)
+        check_range(self, "operations", 1, 16)
+        check_range(self, "mixup cutmix magnitude_std", 0, 1000)
+        check_range(self, "mix_block repeats", 1)
+        largest = _LARGEST[self.variant]
+        if not 0 <= self.magnitude <= largest:
+            raise ConfigError(
+                f"magnitude is {self.magnitude}; with variant {self.variant} it should be from 0 "
+                f"to {largest}"
+            )
+        if self.mix_block == 1 and (self.mixup or self.cutmix):
+            raise ConfigError(
+                "mix_block is 1; with mixup or cutmix it should be 2 or more, for an image alone "
+                "finds no partner"
+            )

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitrail.data.augment import augment, draw
+from vitrail.data.augment import Draws, augment, draw
+from vitrail.data.config import Augment
 from vitrail.data.loader import Batch
+from vitrail.data.mixing import mixed, mixed_labels
 from vitrail.data.preprocess import Preprocess
 from vitrail.inference.runner import precision
 from vitrail.model.vit import ViT, seeded
@@ -40,17 +42,25 @@ def train_step(
     objective: Classify,
     optimizer: Optimizer,
     images: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     *,
     lr_factor: float,
     clip: float,
 ) -> StepResult:
     """Take one step on normalised images, B C H W; nothing in it waits for the device."""
-    loss = objective.loss(model, images, labels)
+    loss = objective.loss(model, images, targets)
     loss.mean.backward()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
     optimizer.step(lr_factor)
     return StepResult(loss.mean.detach(), loss.right, grad_norm)
+
+
+def model_input(images: Tensor, draws: Draws, how: Augment, preprocess: Preprocess) -> Tensor:
+    """Augment a uint8 batch, B C H W, mix and normalise it: one function, to be compiled as one."""
+    images = augment(images, draws, how)
+    if draws.mixing is not None:
+        images = mixed(images, draws.mixing)
+    return preprocess.normalize(images)
 
 
 class Learner:
@@ -65,8 +75,10 @@ class Learner:
         if self.model.pos_embed is not None:
             self.model.pos_embed.data *= train.position_scale
         self.forward: nn.Module = self.model
+        self.model_input = model_input
         if train.compile:
             self.forward = torch.compile(self.model)  # type: ignore[assignment]
+            self.model_input = torch.compile(model_input)
         self.mean = copy.deepcopy(self.model).eval() if recipe.ema.decay else None
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         self.objective = Classify(recipe.objective)
@@ -80,26 +92,36 @@ class Learner:
         return self.model if self.mean is None else self.mean
 
     def step(self, batch: Batch, step: int) -> None:
-        """Learn from one uint8 batch; all of it depends on the recipe and `step` alone."""
+        """Learn from one uint8 batch; all of it depends on the recipe, the batch and `step`."""
         seed = self.recipe.train.seed
         if not len(batch.labels):  # every file of it was bad
             return
         torch.manual_seed((seed << 32) + step)  # dropout; a resume needs no generator's state
-        images = batch.images.to(self.device, non_blocking=True)
-        images = augment(images, draw(seed, batch.epoch, batch.keys), self.recipe.augment)
+        images, targets = self._prepared(batch)
         with precision(self.device, self.recipe.train.dtype):
             result = train_step(
                 self.forward,
                 self.objective,
                 self.optimizer,
-                self.preprocess.normalize(images),
-                batch.labels.to(self.device, non_blocking=True),
+                images,
+                targets,
                 lr_factor=factor(self.recipe.schedule, step, self.steps),
                 clip=self.recipe.optimizer.clip,
             )
         if self.mean is not None:
             _move(self.mean, self.model, self.recipe.ema.decay, step)
         self._count(result, len(batch.labels), step)
+
+    def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Give the model's input and its targets: labels, or each class's share where mixed."""
+        how, size = self.recipe.augment, (batch.images.shape[2], batch.images.shape[3])
+        draws = draw(self.recipe.train.seed, batch.epoch, batch.keys, batch.blocks, how, size)
+        draws = draws.to(self.device)
+        images = batch.images.to(self.device, non_blocking=True)
+        targets = batch.labels.to(self.device, non_blocking=True)
+        if draws.mixing is not None:
+            targets = mixed_labels(targets, draws.mixing, self.recipe.model.classes)
+        return self.model_input(images, draws, how, self.preprocess), targets
 
     def read_window(self) -> Window:
         """Give the means since the last call, and start anew; this waits for the device."""

@@ -16,13 +16,14 @@ class Loss(NamedTuple):
 
 
 class Classify:
-    """Cross-entropy against one label an image, softened (Szegedy et al. 2016, section 7)."""
+    """Cross-entropy against labels, softened (Szegedy et al. 2016, section 7), or mixed."""
 
     def __init__(self, settings: Objective) -> None:
         self.smoothing = settings.label_smoothing
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
-        """Give the loss of images, B C H W, with labels, B."""
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Loss:
+        """Give the loss of images, B C H W, with labels, B, or shares of classes, B classes."""
         logits = model(images).float()  # B classes; softmax in full precision
-        mean = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        mean = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
+        labels = targets.argmax(dim=1) if targets.is_floating_point() else targets
         return Loss(mean, (logits.argmax(dim=1) == labels).sum())
