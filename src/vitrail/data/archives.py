@@ -112,7 +112,9 @@ def open_tar(address: Address) -> Found:
         place = {name: i for i, name in enumerate(classes)}
         names = Names(f"{folder}/{name.rpartition('/')[2]}" for folder, name in found)
         labels = np.array([place[folder] for folder, _ in found], np.int32)
-        parts[split] = Images(names, labels, classes, lambda row, rows=rows: read_member(rows[row]))
+        parts[split] = Images(
+            names, labels, classes, lambda row, rows=rows: read_member(rows[row]), folder=split
+        )
     return Found(parts, notes_of(passed))
 
 

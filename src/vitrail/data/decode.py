@@ -59,6 +59,14 @@ class Jpeg(NamedTuple):
         return _turned(stored, self.orientation)
 
 
+class Look(NamedTuple):
+    """What an image file was found to be; the size is the one it has upright."""
+
+    format: str
+    width: int
+    height: int
+
+
 def open_image(data: bytes) -> Jpeg | np.ndarray:
     """Give a JPEG by its header, so that it can be decoded at a part of its size, or pixels.
 
@@ -84,6 +92,13 @@ def decode(data: bytes) -> np.ndarray:
     """Give all pixels of an image file; raises `DataError` as `open_image` does."""
     image = open_image(data)
     return image.pixels() if isinstance(image, Jpeg) else image
+
+
+def look(data: bytes) -> Look:
+    """Decode an image to its last pixel; raises `DataError` as `decode` does."""
+    height, width = decode(data).shape[:2]
+    jpeg = data.startswith(b"\xff\xd8")
+    return Look("JPEG" if jpeg else _open(data).format or "", width, height)
 
 
 def size_of(data: bytes) -> tuple[int, int]:

@@ -1,0 +1,168 @@
+"""What a data set holds: classes, sizes, formats, bad files, and files that are there twice."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vitrail.data.decode import Look, look
+from vitrail.data.listing import Images
+from vitrail.data.sources import Source, Splits
+from vitrail.errors import DataError
+
+_CHUNK = 16  # images that a thread looks at in one go
+_DIGEST = 16  # bytes: of a billion files, two would agree by chance once in 10^20 times
+
+
+class Bad(NamedTuple):
+    """An image that cannot be read, and why."""
+
+    path: str
+    reason: str
+
+
+class Copy(NamedTuple):
+    """One of several equal files."""
+
+    path: str
+    split: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overview:
+    """What was found in all images of a data set, each decoded to its end."""
+
+    source: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, tuple[int, ...]]  # of each split, the images of each class
+    formats: Mapping[str, int]
+    sizes: Mapping[tuple[int, int], int]  # (width, height): images
+    bad: tuple[Bad, ...]
+    duplicates: tuple[tuple[Copy, ...], ...]  # of good files: equal to the byte
+
+    @property
+    def images(self) -> int:
+        """All images, good and bad."""
+        return sum(map(sum, self.splits.values()))
+
+    @property
+    def leaks(self) -> tuple[tuple[Copy, ...], ...]:
+        """Equal files on both sides of the line between training and measuring."""
+        return tuple(
+            group for group in self.duplicates if len({c.split == "train" for c in group}) == 2
+        )
+
+    @property
+    def conflicts(self) -> tuple[tuple[Copy, ...], ...]:
+        """Equal files in different classes."""
+        return tuple(group for group in self.duplicates if len({c.label for c in group}) > 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values, as `vitrail data --json` prints them."""
+        return {
+            "source": self.source,
+            "classes": list(self.classes),
+            "splits": {
+                name: {
+                    "images": sum(counts),
+                    "per_class": dict(zip(self.classes, counts, strict=True)),
+                }
+                for name, counts in self.splits.items()
+            },
+            "formats": dict(self.formats),
+            "sizes": {f"{wide}x{tall}": count for (wide, tall), count in self.sizes.items()},
+            "bad": [bad._asdict() for bad in self.bad],
+            "duplicates": [[copy.path for copy in group] for group in self.duplicates],
+            "leaks": [[copy.path for copy in group] for group in self.leaks],
+        }
+
+
+def overview(
+    data: str, splits: Splits, *, threads: int = 2, seen: Callable[[int], None] = lambda _: None
+) -> Overview:
+    """Read and decode every image of `splits` once; `seen` is told how many more are done."""
+    parts = splits.parts()
+    formats: Counter[str] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
+    bad: list[Bad] = []
+    digests = {name: np.zeros(len(source), f"S{_DIGEST}") for name, source in parts.items()}
+    for name, source in parts.items():
+        for first, found in _looks(source, threads):
+            for place, (digest, what) in enumerate(found, first):
+                if isinstance(what, Look):
+                    formats[what.format] += 1
+                    sizes[what.width, what.height] += 1
+                    digests[name][place] = digest
+                else:
+                    bad.append(Bad(_path(source, place), what))
+            seen(len(found))
+    return Overview(
+        source=data,
+        classes=splits.train.classes,
+        splits={name: _counts(source) for name, source in parts.items()},
+        formats=dict(formats.most_common()),
+        sizes=dict(sorted(sizes.items(), key=lambda item: item[0][0] * item[0][1])),
+        bad=tuple(bad),
+        duplicates=tuple(_equal(parts, digests)),
+    )
+
+
+def _looks(source: Source, threads: int) -> Iterator[tuple[int, list[tuple[bytes, Look | str]]]]:
+    """Give the place of the first of a few images, and of each its digest and what it is."""
+    ahead: deque[tuple[int, Future[list[tuple[bytes, Look | str]]]]] = deque()
+    pool = ThreadPoolExecutor(threads, "look")
+    try:
+        for first in range(0, len(source), _CHUNK):
+            places = range(first, min(first + _CHUNK, len(source)))
+            ahead.append((first, pool.submit(_look_at, source, places)))
+            if len(ahead) > 2 * threads:  # what waits here is small: never an image
+                place, future = ahead.popleft()
+                yield place, future.result()
+        for place, future in ahead:
+            yield place, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look_at(source: Source, places: range) -> list[tuple[bytes, Look | str]]:
+    found: list[tuple[bytes, Look | str]] = []
+    for place in places:
+        try:
+            data = source.read(place)
+            found.append((blake2b(data, digest_size=_DIGEST).digest(), look(data)))
+        except (DataError, OSError) as error:
+            found.append((b"", str(error)))
+    return found
+
+
+def _counts(source: Source) -> tuple[int, ...]:
+    labels = np.fromiter((source.label(i) for i in range(len(source))), np.int64, len(source))
+    return tuple(np.bincount(labels, minlength=len(source.classes)).tolist())
+
+
+def _equal(
+    parts: Mapping[str, Source], digests: Mapping[str, np.ndarray]
+) -> Iterator[tuple[Copy, ...]]:
+    """Give the groups of equal files, in the order of their first ones."""
+    everything = np.concatenate([*digests.values()])
+    _, group_of, counts = np.unique(everything, return_inverse=True, return_counts=True)
+    groups: dict[int, list[Copy]] = {}
+    start = 0
+    for name, source in parts.items():
+        own = slice(start, start + len(source))
+        copied = (counts[group_of[own]] > 1) & (everything[own] != b"")
+        for place in np.flatnonzero(copied).tolist():
+            label = source.classes[source.label(place)]
+            copy = Copy(_path(source, place), name, label)
+            groups.setdefault(int(group_of[start + place]), []).append(copy)
+        start += len(source)
+    return (tuple(group) for group in groups.values())
+
+
+def _path(source: Source, place: int) -> str:
+    return source.path(place) if isinstance(source, Images) else source.name(place)
