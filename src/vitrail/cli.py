@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,12 +17,14 @@ import tyro
 from vitrail import __version__
 from vitrail.data.address import expand, parse
 from vitrail.errors import ConfigError, VitrailError, nearest
-from vitrail.flags import read_flags, read_train
+from vitrail.flags import front_page, read_flags, read_train
 from vitrail.model.checks import check_image_size
 from vitrail.model.config import Activation, Pooling, Positions
 from vitrail.model.presets import preset
-from vitrail.training.recipe import Recipe, to_toml
+from vitrail.training.recipe import Recipe, default_recipe, read_recipe, to_toml
 
+# How data without a split of its own is split, and how a table is read.
+SPLIT = ("held_out_share", "split_seed", "image_column", "label_column")
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "bfloat16"]
 Text = tyro.conf.Positional[str]
@@ -66,6 +68,8 @@ class Eval:
 
     model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
     data: Text  # its held-out images are measured
+    image_column: str | None = None  # of a table, else the run's, else image, img, path or file
+    label_column: str | None = None  # else the run's, else label, labels, class or fine_label
     batch_size: int = 64
     device: Device = "auto"
     dtype: Dtype = "float32"
@@ -85,8 +89,9 @@ class Eval:
         # Data without a split of its own is split as in the run, or what the model has learned
         # from would be among what it is measured on.
         origin = bundle.origin or {}
-        names = ("held_out_share", "split_seed", "image_column", "label_column")
-        how = {name: origin[name] for name in names if name in origin}
+        how = {name: origin[name] for name in SPLIT if name in origin}
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        how |= {name: column for name, column in columns.items() if column is not None}
         found = evaluate(
             bundle,
             open_data(self.data, **how).held_out,
@@ -98,6 +103,76 @@ class Eval:
             print(f"not read: {file.path}: {file.reason}", file=sys.stderr)
         print(_json(found.to_json()) if self.json else evaluation_text(found))
         return 2 if found.failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Show what a data set holds: classes, sizes, bad files, duplicates, leaks."""
+
+    data: Text  # as for train
+    show: str | None = None  # instead, draw the first training images to this .png, .svg ...
+    recipe: str | None = None  # a recipe's name or a TOML file, else the one that fits the data
+    seed: int | None = None  # of --show, else the recipe's
+    held_out_share: float | None = None  # of data without a split, else the recipe's (0.2)
+    split_seed: int | None = None  # else the recipe's (0)
+    image_column: str | None = None  # of a table, else image, img, path or file
+    label_column: str | None = None  # else label, labels, class or fine_label
+    threads: int | None = None  # that decode, else the recipe's (2)
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.reporting.batch_picture import check_suffix
+
+        suffix = "" if self.show is None else check_suffix(self.show)
+        parse(self.data)
+        recipe = self._recipe()
+        from vitrail.data.sources import open_data
+
+        splits = open_data(self.data, **{name: getattr(recipe.data, name) for name in SPLIT})
+        if self.show is None:
+            return self._overview(recipe, splits)
+        from vitrail.data.listing import one_line
+        from vitrail.training.first_batch import picture
+        from vitrail.weights.disk import write_bytes
+
+        drawn, batch = picture(recipe, splits, self.recipe or "the default recipe", suffix)
+        for file in batch.bad:
+            print(f"not read: {one_line(file.path)}: {one_line(file.reason)}", file=sys.stderr)
+        write_bytes(Path(self.show), drawn)
+        print(_json({"show": self.show}) if self.json else self.show)
+        return 0
+
+    def _recipe(self) -> Recipe:
+        """Give the recipe, with what the flags say in its section data."""
+        if self.recipe is not None:
+            recipe = read_recipe(self.recipe)
+        elif self.show is not None:
+            recipe, note = default_recipe(self.data, self.image_column)
+            if note:
+                print(note, file=sys.stderr)
+        else:
+            recipe = Recipe()
+        given = {name: getattr(self, name) for name in (*SPLIT, "threads")}
+        given = {name: value for name, value in given.items() if value is not None}
+        seed = recipe.train.seed if self.seed is None else self.seed
+        return replace(
+            recipe,
+            data=replace(recipe.data, source=self.data, **given),
+            train=replace(recipe.train, seed=seed),
+        )
+
+    def _overview(self, recipe: Recipe, splits: Any) -> int:
+        from vitrail.data.overview import overview
+        from vitrail.data.overview_page import page
+        from vitrail.data.progress import Counter
+
+        share, seed = recipe.data.held_out_share, recipe.data.split_seed
+        own = f"no split of its own: {share:.0%} are held out, by class, with seed {seed}"
+        notes = [*splits.notes, *([] if splits.names else [own])]
+        with Counter("images looked at:", sum(map(len, splits.parts().values()))) as counter:
+            found = overview(self.data, splits, threads=recipe.data.threads, seen=counter.add)
+        print(_json(found.to_json()) if self.json else page(found, notes))
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +334,7 @@ class Doctor:
 
 VERBS: dict[str, type] = {
     "train": Train,
+    "data": Data,
     "eval": Eval,
     "predict": Predict,
     "summary": Summary,
@@ -300,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_help())
+        print(front_page(VERBS))
         return 0 if words else 2
     if words[0] == "--version":
         print(f"vitrail {__version__}")
@@ -314,26 +390,10 @@ def _dispatch(words: list[str]) -> int:
     return read(VERBS[verb], verb, rest).run()
 
 
-def _help() -> str:
-    lines = [f"  {name:9} {command.__doc__}" for name, command in VERBS.items()]
-    return "\n".join(
-        [
-            "vitrail: the plain Vision Transformer, whole.",
-            "",
-            "usage: vitrail COMMAND ...",
-            "",
-            *lines,
-            "",
-            "Begin with: vitrail train digits",
-            "",
-            "`vitrail COMMAND --help` says more, `vitrail --version` the version; --debug with any",
-            "command shows where an error comes from.",
-        ]
-    )
-
-
 def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False)
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    # A name that is not UTF-8 becomes JSON's own escape, which reads back as the same name.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 if __name__ == "__main__":

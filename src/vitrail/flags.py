@@ -1,7 +1,7 @@
-"""The flags of a command: read into its dataclass, those of `train` over a recipe."""
+"""The flags of a command, read into its dataclass, those of `train` over a recipe; and help."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
@@ -132,6 +132,25 @@ def _flags(section: Any, before: str) -> Iterator[str]:
 def _long(word: str) -> str:
     name, equals, value = word.partition("=")
     return SHORT.get(name, name) + equals + value
+
+
+def front_page(verbs: Mapping[str, type]) -> str:
+    """Say what there is to type."""
+    lines = [f"  {name:9} {command.__doc__}" for name, command in verbs.items()]
+    return "\n".join(
+        [
+            "vitrail: the plain Vision Transformer, whole.",
+            "",
+            "usage: vitrail COMMAND ...",
+            "",
+            *lines,
+            "",
+            "Begin with: vitrail train digits",
+            "",
+            "`vitrail COMMAND --help` says more, `vitrail --version` the version; --debug with any",
+            "command shows where an error comes from.",
+        ]
+    )
 
 
 def _train_help() -> str:
