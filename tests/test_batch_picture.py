@@ -81,7 +81,7 @@ def test_a_mixture_names_each_class_with_its_share() -> None:
 
     lines = batch_picture.captions(targets, ("dog", "cat", "a\nb"))
 
-    assert lines == [["dog"], ["cat 70%", "dog 30%"], ["cat 50%", "dog 50%"]]
+    assert lines == [["dog"], ["70% cat", "30% dog"], ["50% cat", "50% dog"]]
     drawn(noise(3), lines)
 
 
@@ -94,7 +94,8 @@ def test_any_name_can_be_written(name: str) -> None:
     page = opened(drawn(images, batch_picture.captions(np.eye(2), (name, "plain"))))
 
     assert page.shape == opened(drawn(images)).shape
-    assert (page[:, :24] == 255).all() and (page[:, 24 + 2 * 174 : 560] == 255).all()
+    outside = page[:, 24 + 2 * 174 :]
+    assert (page[:83, 400:] == 255).all() and (page[:, :23] == 255).all() and (outside == 255).all()
 
 
 def test_letters_that_no_font_has_are_spelt_out() -> None:

@@ -64,6 +64,15 @@ def test_json_is_one_document_whatever_the_names_are(capsys: pytest.CaptureFixtu
     assert sum(split["images"] for split in found["splits"].values()) == 21
 
 
+def test_what_was_passed_over_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos/dark/notes.txt").write_text("mine")
+    note = "passed over: 1 without the name of an image"
+
+    assert note in say(capsys, "photos")[1]
+    assert say(capsys, "photos", "--json")[2] == note + "\n"
+    assert say(capsys, "photos", "--show", "x.png")[1:] == ("x.png\n", note + "\n")
+
+
 def test_bad_files_are_a_result_and_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
     for file in Path("photos/dark").iterdir():
         file.write_bytes(b"<html>")
@@ -238,3 +247,16 @@ for words in {commands!r}:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr.splitlines()[-1]
+
+
+def test_the_readme_shows_the_real_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Look at your images first")[1]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+
+    exec(section.split("```python\n")[1].split("```")[0], {})
+
+    assert say(capsys, "photos") == (0, section.split("```text\n")[1].split("```")[0], "")

@@ -109,8 +109,8 @@ class Eval:
 class Data:
     """Show what a data set holds: classes, sizes, bad files, duplicates, leaks."""
 
-    data: Text  # as for train
-    show: str | None = None  # instead, draw the first training images to this .png, .svg ...
+    data: Text  # digits, a folder, or another address, as for train
+    show: str | None = None  # draw the first training images instead: a .png, .svg ...
     recipe: str | None = None  # a recipe's name or a TOML file, else the one that fits the data
     seed: int | None = None  # of --show, else the recipe's
     held_out_share: float | None = None  # of data without a split, else the recipe's (0.2)
@@ -129,6 +129,9 @@ class Data:
         from vitrail.data.sources import open_data
 
         splits = open_data(self.data, **{name: getattr(recipe.data, name) for name in SPLIT})
+        if self.json or self.show is not None:  # the page has a place for them
+            for note in splits.notes:
+                print(note, file=sys.stderr)
         if self.show is None:
             return self._overview(recipe, splits)
         from vitrail.data.listing import one_line
@@ -144,16 +147,15 @@ class Data:
 
     def _recipe(self) -> Recipe:
         """Give the recipe, with what the flags say in its section data."""
+        recipe, note = Recipe(), ""
         if self.recipe is not None:
             recipe = read_recipe(self.recipe)
         elif self.show is not None:
             recipe, note = default_recipe(self.data, self.image_column)
-            if note:
-                print(note, file=sys.stderr)
-        else:
-            recipe = Recipe()
-        given = {name: getattr(self, name) for name in (*SPLIT, "threads")}
-        given = {name: value for name, value in given.items() if value is not None}
+        if note:
+            print(note, file=sys.stderr)
+        names = (*SPLIT, "threads")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
         seed = recipe.train.seed if self.seed is None else self.seed
         return replace(
             recipe,
@@ -166,11 +168,12 @@ class Data:
         from vitrail.data.overview_page import page
         from vitrail.data.progress import Counter
 
-        share, seed = recipe.data.held_out_share, recipe.data.split_seed
-        own = f"no split of its own: {share:.0%} are held out, by class, with seed {seed}"
-        notes = [*splits.notes, *([] if splits.names else [own])]
+        how, notes = recipe.data, [*splits.notes]
+        if not splits.names:
+            share = f"{how.held_out_share:.0%} are held out"
+            notes.append(f"no split of its own: {share}, by class, with seed {how.split_seed}")
         with Counter("images looked at:", sum(map(len, splits.parts().values()))) as counter:
-            found = overview(self.data, splits, threads=recipe.data.threads, seen=counter.add)
+            found = overview(self.data, splits, threads=how.threads, seen=counter.add)
         print(_json(found.to_json()) if self.json else page(found, notes))
         return 0
 
@@ -333,15 +336,8 @@ class Doctor:
 
 
 VERBS: dict[str, type] = {
-    "train": Train,
-    "data": Data,
-    "eval": Eval,
-    "predict": Predict,
-    "summary": Summary,
-    "presets": Presets,
-    "convert": Convert,
-    "push": Push,
-    "doctor": Doctor,
+    verb.__name__.lower(): verb
+    for verb in (Train, Data, Eval, Predict, Summary, Presets, Convert, Push, Doctor)
 }
 
 

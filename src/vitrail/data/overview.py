@@ -90,17 +90,19 @@ def overview(
     formats: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
     bad: list[Bad] = []
-    digests = {name: np.zeros(len(source), f"S{_DIGEST}") for name, source in parts.items()}
-    for name, source in parts.items():
+    digests = np.zeros(sum(map(len, parts.values())), f"S{_DIGEST}")
+    before = 0  # images of the splits before
+    for source in parts.values():
         for first, found in _looks(source, threads):
             for place, (digest, what) in enumerate(found, first):
                 if isinstance(what, Look):
                     formats[what.format] += 1
                     sizes[what.width, what.height] += 1
-                    digests[name][place] = digest
+                    digests[before + place] = digest
                 else:
                     bad.append(Bad(_path(source, place), what))
             seen(len(found))
+        before += len(source)
     return Overview(
         source=data,
         classes=splits.train.classes,
@@ -145,23 +147,25 @@ def _counts(source: Source) -> tuple[int, ...]:
     return tuple(np.bincount(labels, minlength=len(source.classes)).tolist())
 
 
-def _equal(
-    parts: Mapping[str, Source], digests: Mapping[str, np.ndarray]
-) -> Iterator[tuple[Copy, ...]]:
+def _equal(parts: Mapping[str, Source], digests: np.ndarray) -> list[tuple[Copy, ...]]:
     """Give the groups of equal files, in the order of their first ones."""
-    everything = np.concatenate([*digests.values()])
-    _, group_of, counts = np.unique(everything, return_inverse=True, return_counts=True)
-    groups: dict[int, list[Copy]] = {}
-    start = 0
+    order = np.argsort(digests, kind="stable")
+    ranked = digests[order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+    ends = np.append(starts[1:], len(order))
+    several = (ends - starts > 1) & (ranked[starts] != b"")
+    runs = zip(starts[several].tolist(), ends[several].tolist(), strict=True)
+    groups = sorted(order[start:end].tolist() for start, end in runs)
+    return [tuple(_copy(parts, row) for row in group) for group in groups]
+
+
+def _copy(parts: Mapping[str, Source], row: int) -> Copy:
+    """Give the image that is number `row` of all splits together."""
     for name, source in parts.items():
-        own = slice(start, start + len(source))
-        copied = (counts[group_of[own]] > 1) & (everything[own] != b"")
-        for place in np.flatnonzero(copied).tolist():
-            label = source.classes[source.label(place)]
-            copy = Copy(_path(source, place), name, label)
-            groups.setdefault(int(group_of[start + place]), []).append(copy)
-        start += len(source)
-    return (tuple(group) for group in groups.values())
+        if row < len(source):
+            return Copy(_path(source, row), name, source.classes[source.label(row)])
+        row -= len(source)
+    raise IndexError(row)
 
 
 def _path(source: Source, place: int) -> str:

@@ -20,7 +20,7 @@ _COLUMNS = 8
 _DPI = 100
 _SMALL, _LARGE = 160, 256  # pixels: smaller images are enlarged to about the one, larger cut down
 _MARGIN, _GAP, _LINE = 24, 14, 17  # pixels
-_INK, _PALE = "#1b1f24", "#59636e"
+_INK, _PALE, _FRAME = "#1b1f24", "#59636e", "#d1d9e0"
 
 
 def check_suffix(file: str) -> str:
@@ -41,8 +41,8 @@ def captions(targets: np.ndarray, classes: Sequence[str]) -> list[list[str]]:
     for shares in targets:
         order = [int(c) for c in np.argsort(-shares, kind="stable") if shares[c] >= 0.005]
         names = [one_line(classes[c]) for c in order]
-        if len(names) > 1:
-            names = [f"{name} {shares[c]:.0%}" for name, c in zip(names, order, strict=True)]
+        if len(names) > 1:  # the share first: a long name is cut at its end
+            names = [f"{shares[c]:.0%} {name}" for name, c in zip(names, order, strict=True)]
         lines.append(names)
     return lines
 
@@ -53,6 +53,7 @@ def draw(
     """Draw uint8 images, B C H W, in a grid, as a file of the format that `suffix` names."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     pixels = [_sized(image) for image in images]
     tall, wide = pixels[0].shape[:2]
@@ -80,6 +81,8 @@ def draw(
         for i, (image, lines) in enumerate(zip(pixels, captions, strict=True)):
             x, y = _MARGIN + i % columns * (wide + _GAP), top + i // columns * row + tall
             axes.imshow(image, interpolation="nearest", extent=(x, x + wide, y, y - tall))
+            # Behind the image, and a pixel larger: a white one is seen, too.
+            axes.add_patch(Rectangle((x - 1, y + 1), wide + 2, -tall - 2, fc=_FRAME, zorder=-1))
             for n, line in enumerate(lines):
                 _write(axes, fonts.spelt(line), x, y + _LINE * (n + 1) - 2, 13, wide, _INK)
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
