@@ -96,9 +96,12 @@ def decode(data: bytes) -> np.ndarray:
 
 def look(data: bytes) -> Look:
     """Decode an image to its last pixel; raises `DataError` as `decode` does."""
-    height, width = decode(data).shape[:2]
-    jpeg = data.startswith(b"\xff\xd8")
-    return Look("JPEG" if jpeg else _open(data).format or "", width, height)
+    if data.startswith(b"\xff\xd8"):
+        height, width = decode(data).shape[:2]
+        return Look("JPEG", width, height)
+    image = _open(data)
+    height, width = _upright(data, image).shape[:2]
+    return Look(image.format or "", width, height)
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -135,7 +138,10 @@ def upright(image: Image.Image) -> np.ndarray:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    image = _open(data)
+    return _upright(data, _open(data))
+
+
+def _upright(data: bytes, image: Image.Image) -> np.ndarray:
     try:
         return upright(image)
     except DataError:
