@@ -59,8 +59,8 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, how: int = signal.SI
     """Send this process a signal while step number `steps` is taken."""
     step = Learner.step
 
-    def stopping(self: Learner, batch: Any, number: int, epoch: int) -> None:
-        step(self, batch, number, epoch)
+    def stopping(self: Learner, batch: Any, number: int) -> None:
+        step(self, batch, number)
         if number == steps - 1:
             os.kill(os.getpid(), how)
 

@@ -112,8 +112,8 @@ def test_training_that_is_not_finite_stops_and_keeps_what_is(
     if how == "weight":
         step = Learner.step
 
-        def poisoned(self: Learner, batch: Any, number: int, epoch: int) -> None:
-            step(self, batch, number, epoch)
+        def poisoned(self: Learner, batch: Any, number: int) -> None:
+            step(self, batch, number)
             if number == 7:
                 next(self.model.parameters()).data.fill_(float("nan"))
 

@@ -3,6 +3,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vitrail.data.augment import draw
 from vitrail.data.crop import draw_crops, random_crop
@@ -10,14 +12,24 @@ from vitrail.data.crop import draw_crops, random_crop
 DRAWS = draw_crops(0, 0, np.arange(300))
 
 
-@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (1, 1), (30, 3000), (7, 2)])
-@pytest.mark.parametrize("scale", [0.08, 0.5, 1.0])
-def test_a_crop_lies_inside_the_image(height: int, width: int, scale: float) -> None:
-    for row in DRAWS:
-        crop = random_crop(height, width, row, scale, 4 / 3, True)
+@given(
+    height=st.integers(1, 5000),
+    width=st.integers(1, 5000),
+    scale=st.floats(0, 1, exclude_min=True),
+    ratio=st.floats(1, 100),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_a_crop_lies_inside_the_image_and_its_aspect_in_its_range(
+    height: int, width: int, scale: float, ratio: float, seed: int
+) -> None:
+    for row in draw_crops(seed, 0, np.arange(5)):
+        crop = random_crop(height, width, row, scale, ratio, True)
 
         assert crop.top >= 0 and crop.height > 0 and crop.top + crop.height <= height
         assert crop.left >= 0 and crop.width > 0 and crop.left + crop.width <= width
+        # Sides are whole pixels: half a pixel more or less of each.
+        assert (crop.width - 0.5) / (crop.height + 0.5) <= ratio or crop.width == 1
+        assert (crop.height - 0.5) / (crop.width + 0.5) <= ratio or crop.height == 1
 
 
 def test_area_and_aspect_keep_to_their_ranges() -> None:

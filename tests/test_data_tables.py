@@ -121,14 +121,14 @@ def test_parquet_files_in_the_hugging_face_layout_are_read_by_row(tmp_path: Path
 def test_only_the_row_groups_used_last_stay_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrail.data.parquet.KEPT_BYTES", 1)
+    monkeypatch.setattr("vitrail.data.layout.KEPT_BYTES", 1)
     parquet(tmp_path / "train-0.parquet", 0, 9)
     parquet(tmp_path / "val-0.parquet", 20, 3)
 
     train = open_data(str(tmp_path)).train
 
     assert list(greys(train).values()) == list(range(9))
-    assert len(train.read_row.__self__.kept) == 1  # type: ignore[attr-defined]
+    assert len(train.read_row.__self__.kept.pieces) == 1  # type: ignore[attr-defined]
 
 
 def test_columns_may_be_named(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_the_running_mean_follows_fast_at_first_and_then_by_its_decay() -> None:
     by_hand = [p.detach().double() for p in taught.model.parameters()]
 
     for step in range(6):
-        taught.step(uint8_batch(4 * step), step, epoch=0)
+        taught.step(uint8_batch(4 * step), step)
         decay = min(0.3, (1 + step) / (10 + step))
         pairs = zip(by_hand, taught.model.parameters(), strict=True)
         by_hand = [decay * old + (1 - decay) * new.detach().double() for old, new in pairs]
@@ -225,7 +225,7 @@ def test_the_window_is_the_mean_over_the_steps_since_it_was_read() -> None:
     first = uint8_batch(0)
     logits = expected(taught.preprocess.normalize(first.images))
 
-    taught.step(first, 0, epoch=0)
+    taught.step(first, 0)
     window = taught.read_window()
     empty = taught.read_window()
 

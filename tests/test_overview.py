@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,17 @@ def test_the_result_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> 
 
     assert first == overview(data, open_data(data), threads=5)
     assert sum(counted) == first.images == 93
+
+
+def test_a_file_that_hangs_is_named_in_time(tmp_path: Path) -> None:
+    data = pets(tmp_path, {})
+    splits, mended = open_data(data), Event()
+    real = splits.train.read
+    splits.train.read = lambda i: (i == 4 and mended.wait(), real(i))[1]  # type: ignore[method-assign]
+
+    with pytest.raises(DataError, match=r"no answer within 0\.2 s .* of train/dog/1\.jpg"):
+        overview(data, splits, timeout=0.2)
+    mended.set()
 
 
 def test_every_image_is_read_once(tmp_path: Path) -> None:

@@ -173,7 +173,9 @@ class Data:
             share = f"{how.held_out_share:.0%} are held out"
             notes.append(f"no split of its own: {share}, by class, with seed {how.split_seed}")
         with Counter("images looked at:", sum(map(len, splits.parts().values()))) as counter:
-            found = overview(self.data, splits, threads=how.threads, seen=counter.add)
+            found = overview(
+                self.data, splits, threads=how.threads, timeout=how.timeout, seen=counter.add
+            )
         print(_json(found.to_json()) if self.json else page(found, notes))
         return 0
 

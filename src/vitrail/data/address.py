@@ -93,7 +93,7 @@ def _folder(data: str, path: str) -> Address:
         return Address("list", name, path, ("split.csv",))
     # A class may be called train: vehicles have one.
     split = any(held_out in folders for held_out in HELD_OUT)
-    train = scan(join(path, "train")) if "train" in folders else Scan([], [], 0)
+    train = scan(join(path, "train")) if "train" in folders else Scan([], [])
     if class_folders(train) or (split and "train" in folders and not _parts(path, folders, files)):
         return Address("splits", name, path)
     if any(has_images(join(path, folder)) for folder in folders):

@@ -2,7 +2,7 @@
 
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from vitrail.data.address import Address, is_hidden, is_image, split_name
 from vitrail.data.folders import notes_of
 from vitrail.data.listing import Found, Images, Names, class_names, parse_class_names
-from vitrail.data.storage import exists, join, open_file, parent, read, read_range, size
+from vitrail.data.members import Members
+from vitrail.data.storage import exists, join, open_file, parent, read, size
 from vitrail.data.tables import listed_rows, read_csv
 from vitrail.errors import DataError, UnsafeError
 
@@ -81,18 +82,16 @@ def open_tar(address: Address) -> Found:
         file = path.rpartition("/")[2]
         return open_shards(Address("shards", address.name, parent(path), (file,)))
 
-    def read_member(row: int) -> bytes:
-        return read_range(path, int(index.starts[row]), int(index.lengths[row]))
-
+    stored = Members([path], np.zeros(len(index.names), np.int32), index.starts, index.lengths)
     inside = [name for name in members if name.rpartition("/")[2] == "split.csv"]
     beside = join(parent(path), "split.csv")
     if address.files or (not inside and exists(beside)):
-        return _listed(path, members, "", read(beside), beside, read_member)
+        return _listed(path, members, "", read(beside), beside, stored)
     if len(inside) == 1:
         root = inside[0].removesuffix("split.csv")
-        text = read_member(members[inside[0]])
+        text = stored.read(members[inside[0]])
         where = f"{path}: {inside[0]}"
-        return _listed(path, members, root, text, where, read_member)
+        return _listed(path, members, root, text, where, stored)
     passed: Counter[str] = Counter()
     images = []
     for name in members:
@@ -113,7 +112,12 @@ def open_tar(address: Address) -> Found:
         names = Names(f"{folder}/{name.rpartition('/')[2]}" for folder, name in found)
         labels = np.array([place[folder] for folder, _ in found], np.int32)
         parts[split] = Images(
-            names, labels, classes, lambda row, rows=rows: read_member(rows[row]), folder=split
+            names,
+            labels,
+            classes,
+            lambda row, rows=rows: stored.read(rows[row]),
+            layout=stored.layout.at(rows),
+            folder=split,
         )
     return Found(parts, notes_of(passed))
 
@@ -168,7 +172,7 @@ def _listed(
     root: str,
     text: bytes,
     where: str,
-    read_member: Callable[[int], bytes],
+    stored: Members,
 ) -> Found:
     """Give the images that a `split.csv` lists; its paths start at `root`, or one folder up."""
     table = read_csv(text, where)
@@ -187,8 +191,8 @@ def _listed(
         (root + n for n in ("classes.txt", "classnames.txt") if root + n in members), ""
     )
     if classes_file:
-        known = parse_class_names(read_member(members[classes_file]), f"{path}: {classes_file}")
+        known = parse_class_names(stored.read(members[classes_file]), f"{path}: {classes_file}")
     if known:
         listed = listed_rows(table, where, known, None, None)
     rows = np.array([members[root + name] for name in paths], np.int64)
-    return listed.found(lambda row: read_member(rows[row]))
+    return listed.found(lambda row: stored.read(rows[row]), stored.layout.at(rows))

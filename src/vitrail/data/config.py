@@ -20,6 +20,10 @@ class Augment:
     crop_scale: float | None = None
     crop_ratio: float = 4 / 3
     gain: float = 0.0  # share of the brightness
+    repeats: int = 1  # of an image in an epoch, which then has fewer images
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_block: int = 8  # images in a row, among which partners are found
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bilinear blurs small images
     fill: Literal["zeros", "border", "reflection"] = "zeros"  # what comes in from outside
 

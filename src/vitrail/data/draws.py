@@ -16,15 +16,49 @@ def uniform(seed: int, epoch: int, index: np.ndarray, count: int, *, first: int 
     They are the `first`-th and those after it of a row that never ends: two users of the same
     sample who draw independently draw from other parts of it.
     """
-    bits = _bits(seed, epoch, index, count, first) >> np.uint64(11)
-    return bits.astype(np.float64) * 2.0**-53
+    return _share(_bits(seed, epoch, index, count, first))
 
 
 def order(seed: int, epoch: int, length: int) -> np.ndarray:
     """Give the order in which an epoch visits 0 .. length - 1, each exactly once."""
+    return np.argsort(_keys(seed, epoch, length)[:, 0], kind="stable")
+
+
+def grouped_order(seed: int, epoch: int, groups: np.ndarray, window: int) -> np.ndarray:
+    """Give an order in which the samples of a group come near each other, each exactly once.
+
+    The groups are shuffled, and then every sample moves back by up to `window` places: only those
+    groups are in use that a window reaches, and one after the other they come and go.
+    """
+    _, number = np.unique(groups, return_inverse=True)
+    keys = _keys(seed, epoch, len(groups), 3)
+    of_group = _keys(seed, epoch, number.max(initial=-1) + 1, 3)[:, 2]
+    by_group = np.lexsort((keys[:, 0], of_group[number]))
+    place = np.arange(len(groups)) + window * _share(keys[:, 1])
+    return by_group[np.argsort(place, kind="stable")]
+
+
+def repeated(places: np.ndarray, repeats: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give the first of `places` so many times each, and which of its copies each is.
+
+    As many samples as before, to a remainder. A block, in which samples are mixed, has one copy of
+    each; the next block has the next copies of the same.
+    """
+    count = len(places) // repeats
+    block = max(min(block, count), 1)
+    blocks = places[: count - count % block].reshape(-1, 1, block)
+    copies = np.arange(repeats).reshape(1, -1, 1)
+    blocks, copies = np.broadcast_arrays(np.tile(blocks, (1, repeats, 1)), copies)
+    return blocks.reshape(-1), copies.reshape(-1)
+
+
+def _keys(seed: int, epoch: int, length: int, count: int = 1) -> np.ndarray:
     # Epoch -1 - e draws from other numbers than the augmentation of epoch e.
-    keys = _bits(seed, -1 - epoch, np.arange(length), 1)[:, 0]
-    return np.argsort(keys, kind="stable")
+    return _bits(seed, -1 - epoch, np.arange(length), count)
+
+
+def _share(bits: np.ndarray) -> np.ndarray:
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _bits(seed: int, epoch: int, index: np.ndarray, count: int, first: int = 0) -> np.ndarray:

@@ -41,6 +41,12 @@ def _listed(root: str, passed: Counter[str], split: str = "") -> Images:
             passed["hidden"] += 1
             continue
         inside = scan(join(root, name))
+        pipes = [file for file in inside.strange if is_image(file)]
+        if pipes:
+            raise DataError(
+                f'"{join(root, name, pipes[0])}" is a pipe, a socket or a device, and reading it '
+                "could hang for ever; take it away"
+            )
         images = [file for file in inside.files if is_image(file)]
         if not images:
             raise DataError(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vitrail.data.layout import Layout
 from vitrail.data.storage import exists, join, read
 from vitrail.errors import DataError
 
@@ -43,9 +44,11 @@ class Images:
         classes: tuple[str, ...],
         read_row: Callable[[int], bytes],
         rows: np.ndarray | None = None,
+        layout: Layout | None = None,
         folder: str = "",
     ) -> None:
         self.names, self.labels, self.classes, self.read_row = names, labels, classes, read_row
+        self.layout = layout  # None: each image is a file
         self.rows = np.arange(len(names)) if rows is None else rows
         self.folder = folder  # of its split, where names start below it
 
@@ -71,8 +74,9 @@ class Images:
 
     def take(self, places: np.ndarray) -> "Images":
         """Give the source of some of these images."""
+        names, labels, classes, read_row = self.names, self.labels, self.classes, self.read_row
         rows = self.rows[places]
-        return Images(self.names, self.labels, self.classes, self.read_row, rows, self.folder)
+        return Images(names, labels, classes, read_row, rows, self.layout, self.folder)
 
 
 class Found(NamedTuple):

@@ -2,7 +2,6 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -11,10 +10,11 @@ import numpy as np
 
 from vitrail.data.decode import Look, look
 from vitrail.data.listing import Images
+from vitrail.data.readers import Readers, Work
 from vitrail.data.sources import Source, Splits
 from vitrail.errors import DataError
 
-_CHUNK = 16  # images that a thread looks at in one go
+_CHUNK = 16  # images that are waited for together
 _DIGEST = 16  # bytes: of a billion files, two would agree by chance once in 10^20 times
 
 
@@ -83,9 +83,17 @@ class Overview:
 
 
 def overview(
-    data: str, splits: Splits, *, threads: int = 2, seen: Callable[[int], None] = lambda _: None
+    data: str,
+    splits: Splits,
+    *,
+    threads: int = 2,
+    timeout: float = 60.0,
+    seen: Callable[[int], None] = lambda _: None,
 ) -> Overview:
-    """Read and decode every image of `splits` once; `seen` is told how many more are done."""
+    """Read and decode every image of `splits` once; `seen` is told how many more are done.
+
+    Raises `DataError` where nothing could be read for `timeout` seconds.
+    """
     parts = splits.parts()
     formats: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
@@ -93,7 +101,7 @@ def overview(
     digests = np.zeros(sum(map(len, parts.values())), f"S{_DIGEST}")
     before = 0  # images of the splits before
     for source in parts.values():
-        for first, found in _looks(source, threads):
+        for first, found in _looks(source, threads, timeout):
             for place, (digest, what) in enumerate(found, first):
                 if isinstance(what, Look):
                     formats[what.format] += 1
@@ -114,32 +122,35 @@ def overview(
     )
 
 
-def _looks(source: Source, threads: int) -> Iterator[tuple[int, list[tuple[bytes, Look | str]]]]:
+def _looks(
+    source: Source, threads: int, timeout: float
+) -> Iterator[tuple[int, list[tuple[bytes, Look | str]]]]:
     """Give the place of the first of a few images, and of each its digest and what it is."""
-    ahead: deque[tuple[int, Future[list[tuple[bytes, Look | str]]]]] = deque()
-    pool = ThreadPoolExecutor(threads, "look")
-    try:
+
+    def fill(work: Work, row: int) -> None:
+        work.rows[row] = _look_at(source, int(work.places[row]))
+
+    def path(place: int) -> str:
+        return _path(source, place)
+
+    ahead: deque[Work] = deque()  # what waits here is small: never an image
+    with Readers(threads, fill, path, timeout) as readers:
         for first in range(0, len(source), _CHUNK):
-            places = range(first, min(first + _CHUNK, len(source)))
-            ahead.append((first, pool.submit(_look_at, source, places)))
-            if len(ahead) > 2 * threads:  # what waits here is small: never an image
-                place, future = ahead.popleft()
-                yield place, future.result()
-        for place, future in ahead:
-            yield place, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+            places = np.arange(first, min(first + _CHUNK, len(source)))
+            ahead.append(Work(places, np.empty(len(places), object), None))
+            readers.submit(ahead[-1], np.arange(len(places)))
+            while len(ahead) > 2 * threads or (ahead and places[-1] == len(source) - 1):
+                work = ahead.popleft()
+                readers.wait(work)
+                yield int(work.places[0]), work.rows.tolist()
 
 
-def _look_at(source: Source, places: range) -> list[tuple[bytes, Look | str]]:
-    found: list[tuple[bytes, Look | str]] = []
-    for place in places:
-        try:
-            data = source.read(place)
-            found.append((blake2b(data, digest_size=_DIGEST).digest(), look(data)))
-        except (DataError, OSError) as error:
-            found.append((b"", str(error)))
-    return found
+def _look_at(source: Source, place: int) -> tuple[bytes, Look | str]:
+    try:
+        data = source.read(place)
+        return blake2b(data, digest_size=_DIGEST).digest(), look(data)
+    except (DataError, OSError) as error:
+        return b"", str(error)
 
 
 def _counts(source: Source) -> tuple[int, ...]:

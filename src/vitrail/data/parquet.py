@@ -1,13 +1,12 @@
 """Parquet files: rows of an image's bytes (the Hugging Face layout) or path, and a label."""
 
 import json
-from collections import OrderedDict
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from vitrail.data.address import Address, split_name, split_of
+from vitrail.data.layout import Kept, layout
 from vitrail.data.listing import Found, class_names, numbered, suffix_of
 from vitrail.data.storage import join, open_file, parent
 from vitrail.data.tables import (
@@ -21,8 +20,6 @@ from vitrail.data.tables import (
 )
 from vitrail.errors import DataError
 
-KEPT_BYTES = 512 * 2**20  # of row groups that were read last
-
 
 class RowGroups:
     """Images of parquet files, read a row group at a time; the groups used last are kept."""
@@ -31,16 +28,17 @@ class RowGroups:
         self.tables = tables
         sizes = [(t, g, n) for t, table in enumerate(tables) for g, n in enumerate(table.groups)]
         self.places = [(t, g) for t, g, _ in sizes]
-        self.ends = np.cumsum([n for *_, n in sizes])
-        self.kept: OrderedDict[int, Any] = OrderedDict()
-        self.locks = [Lock() for _ in tables]
-        self.lock, self.bytes = Lock(), 0
+        rows = [n for *_, n in sizes]
+        self.ends = np.cumsum(rows)
+        stored = np.array([tables[t].bytes_of(g) for t, g in self.places], np.int64)
+        self.layout = layout(np.repeat(np.arange(len(rows)), rows), stored, slow=True)
+        self.kept = Kept(self._group, lambda column: column.nbytes)
 
     def read(self, row: int) -> bytes:
         """Give the bytes of one image."""
-        group = int(np.searchsorted(self.ends, row, side="right"))
+        group = int(self.layout.groups[row])
         first = int(self.ends[group - 1]) if group else 0
-        value = self._group(group)[row - first].as_py()
+        value = self.kept[group][row - first].as_py()
         table = self.tables[self.places[group][0]]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
@@ -49,22 +47,8 @@ class RowGroups:
         return value if isinstance(value, bytes) else read_path(table.folder, value)
 
     def _group(self, group: int) -> Any:
-        with self.lock:
-            if group in self.kept:
-                self.kept.move_to_end(group)
-                return self.kept[group]
         t, g = self.places[group]
-        with self.locks[t]:  # one thread at a time reads a file
-            with self.lock:
-                if group in self.kept:
-                    return self.kept[group]
-            column = self.tables[t].column(self.tables[t].image, [g])
-        with self.lock:
-            self.kept[group] = column
-            self.bytes += column.nbytes
-            while self.bytes > KEPT_BYTES and len(self.kept) > 1:
-                self.bytes -= self.kept.popitem(last=False)[1].nbytes
-        return column
+        return self.tables[t].column(self.tables[t].image, [g])
 
 
 class Table:
@@ -90,6 +74,13 @@ class Table:
         self.classes = _class_label(schema.metadata, self.label)
         kind = schema.field(self.image).type
         self.has_paths = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
+    def bytes_of(self, group: int) -> int:
+        """Give the bytes that the images of a row group have, without reading them."""
+        found = self.metadata.row_group(group)
+        columns = [found.column(i) for i in range(found.num_columns)]
+        of_images = [c for c in columns if c.path_in_schema.partition(".")[0] == self.image]
+        return sum(column.total_uncompressed_size for column in of_images)
 
     def column(self, name: str, groups: list[int] | None = None) -> Any:
         """Give a column, of some row groups or of all."""
@@ -153,7 +144,7 @@ def _open(tables: list[Table], known: tuple[str, ...]) -> Found:
     if tables[0].has_paths and not tables[0].classes and not known:
         classes = folders_names(labels, classes, names)
     parts = np.array(splits) if splits else np.full(len(values), "")
-    return Listed(names, labels, classes, parts).found(reader.read)
+    return Listed(names, labels, classes, parts).found(reader.read, reader.layout)
 
 
 def _suffix(reader: RowGroups, row: int) -> str:

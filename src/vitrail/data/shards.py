@@ -5,9 +5,7 @@ import json
 import os
 import tempfile
 import zipfile
-from bisect import bisect_right
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ import numpy as np
 from vitrail.data.address import Address, is_hidden, is_image, split_of
 from vitrail.data.archives import tar_index
 from vitrail.data.listing import Found, Images, Names, class_names, numbered
+from vitrail.data.members import Members
 from vitrail.data.storage import fingerprint, is_remote, join, read_range
 from vitrail.errors import DataError
 
@@ -50,14 +49,13 @@ def _open(folder: str, files: list[str], known: tuple[str, ...]) -> Images:
     if not texts:
         raise DataError(f'"{paths[0]}" holds no samples: wanted are KEY.jpg and KEY.cls')
     labels, classes = numbered(texts, known, f'"{folder}"')
-    starts = np.concatenate([shard.starts for shard in shards])
-    lengths = np.concatenate([shard.lengths for shard in shards])
-    ends = list(accumulate(len(shard.names) for shard in shards))
-
-    def read_row(row: int) -> bytes:
-        return read_range(paths[bisect_right(ends, row)], int(starts[row]), int(lengths[row]))
-
-    return Images(names, labels, classes, read_row)
+    stored = Members(
+        paths,
+        np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.names) for shard in shards]),
+        np.concatenate([shard.starts for shard in shards]),
+        np.concatenate([shard.lengths for shard in shards]),
+    )
+    return Images(names, labels, classes, stored.read, layout=stored.layout)
 
 
 def shard_index(path: str) -> Shard:

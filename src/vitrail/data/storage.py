@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from typing import Any, NamedTuple
 
 from vitrail.errors import DataError
@@ -13,11 +14,15 @@ _SAMPLED = 64 * 1024  # bytes at each end of a file that its fingerprint reads
 
 
 class Scan(NamedTuple):
-    """What one folder holds, by name; `loops` are symbolic links that lead back into themselves."""
+    """What one folder holds, by name; `loops` are symbolic links that lead back into themselves.
+
+    `strange` are pipes, sockets and devices: reading them would hang, or never end.
+    """
 
     folders: list[str]
     files: list[str]
-    loops: int
+    loops: int = 0
+    strange: tuple[str, ...] = ()
 
 
 def is_remote(address: str) -> bool:
@@ -40,18 +45,18 @@ def parent(address: str) -> str:
 
 def scan(folder: str) -> Scan:
     """List one folder, sorted, without looking at any file in it."""
-    folders, files, loops = [], [], 0
+    folders, files, strange, loops = [], [], [], 0
     if is_remote(folder):
         system, path = _system(folder)
         for entry in _ours(folder, system.ls, path, detail=True):
             name = entry["name"].rstrip("/").rpartition("/")[2]
             if name and entry["name"].rstrip("/") != path.rstrip("/"):
                 (folders if entry["type"] == "directory" else files).append(name)
-        return Scan(sorted(folders), sorted(files), 0)
+        return Scan(sorted(folders), sorted(files))
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
-                is_folder = entry.is_dir()
+                is_folder, is_file = entry.is_dir(), entry.is_file()
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
@@ -59,11 +64,11 @@ def scan(folder: str) -> Scan:
                 continue
             if is_folder and entry.is_symlink() and _leads_up(entry.path):
                 loops += 1
-            else:
+            elif is_folder or is_file or not os.path.exists(entry.path):  # a link to nothing is bad
                 (folders if is_folder else files).append(entry.name)
-    folders.sort()
-    files.sort()
-    return Scan(folders, files, loops)
+            else:
+                strange.append(entry.name)
+    return Scan(sorted(folders), sorted(files), loops, tuple(sorted(strange)))
 
 
 def exists(address: str) -> bool:
@@ -87,7 +92,7 @@ def read(address: str) -> bytes:
     if is_remote(address):
         system, path = _system(address)
         return _ours(address, system.cat_file, path)
-    with open(address, "rb") as file:
+    with open(_opened(address), "rb") as file:
         return file.read()
 
 
@@ -97,7 +102,7 @@ def read_range(address: str, start: int, length: int) -> bytes:
         system, path = _system(address)
         data = _ours(address, system.cat_file, path, start=start, end=start + length)
     else:
-        file = os.open(address, os.O_RDONLY)
+        file = _opened(address)
         try:
             data = os.pread(file, length, start)
         finally:
@@ -114,7 +119,7 @@ def open_file(address: str) -> Any:
     if is_remote(address):
         system, path = _system(address)
         return _ours(address, system.open, path, "rb")
-    return open(address, "rb")  # the caller closes it
+    return open(_opened(address), "rb")  # the caller closes it
 
 
 def size(address: str) -> int:
@@ -139,6 +144,18 @@ def fingerprint(address: str) -> str:
     digest.update(read_range(address, 0, ends))
     digest.update(read_range(address, length - ends, ends))
     return digest.hexdigest()
+
+
+def _opened(path: str) -> int:
+    """Open a local file; a pipe would hang and a device never end, so they raise `DataError`."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode):
+        return file
+    os.close(file)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise DataError(f'"{path}" is a pipe, a socket or a device, not a file')
 
 
 def _system(address: str) -> tuple[Any, str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vitrail.data.address import Address, split_name, split_of
+from vitrail.data.layout import Layout
 from vitrail.data.listing import Found, Images, Names, class_names, numbered
 from vitrail.data.storage import is_remote, join, parent, read
 from vitrail.errors import DataError, nearest
@@ -24,11 +25,12 @@ class Listed(NamedTuple):
     classes: tuple[str, ...]
     splits: np.ndarray  # of texts; "" where the table has none
 
-    def found(self, read_row: Callable[[int], bytes]) -> Found:
+    def found(self, read_row: Callable[[int], bytes], layout: Layout | None = None) -> Found:
         """Give the source of each split, whose rows are read by `read_row`."""
-        whole = Images(Names(self.paths), self.labels, self.classes, read_row)
-        names = np.unique(self.splits).tolist()
-        return Found({name: whole.take(np.flatnonzero(self.splits == name)) for name in names})
+        names = Names(self.paths)
+        whole = Images(names, self.labels, self.classes, read_row, layout=layout)
+        splits = np.unique(self.splits).tolist()
+        return Found({name: whole.take(np.flatnonzero(self.splits == name)) for name in splits})
 
 
 def open_tables(address: Address, image_column: str | None, label_column: str | None) -> Found:

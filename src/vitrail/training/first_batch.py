@@ -28,27 +28,32 @@ class FirstBatch(NamedTuple):
 
 def training_batch(recipe: Recipe, data: Splits) -> FirstBatch:
     """Give the first images of epoch 0, by the loader and the augmentation that train."""
-    size = min(SHOWN, recipe.train.batch_size, len(data.train))
+    block = recipe.augment.mix_block  # a sample's partner is in its block
+    size = min(max(SHOWN // block, 1) * block, recipe.train.batch_size, len(data.train))
     loader = Loader(
         data.train,
         default_preprocess(recipe.model),
         size,
         threads=recipe.data.threads,
+        timeout=recipe.data.timeout,
+        shuffle=recipe.data.shuffle,
         max_bad_share=1.0,  # it is a picture: what cannot be read is told, and stops nothing
         decode=recipe.data.decode,
         augment=recipe.augment,
     )
-    batches = loader.epoch(recipe.train.seed, 0)
-    batch = next(batches)
-    batches.close()  # type: ignore[attr-defined]  # it is a generator, and has decoded ahead
-    places = set(batch.places.tolist())
-    bad = tuple(file for place, file in loader.bad.items() if place not in places)
+    if not loader.steps():
+        raise DataError(
+            f"{len(data.train)} training images are too few for a batch of {size} in which each is "
+            f"repeated {recipe.augment.repeats} times; set augment.repeats to 1"
+        )
+    (batch,) = loader.batches(recipe.train.seed, 0, 1)
+    bad = tuple(loader.bad.values())
     if not len(batch.labels):
         raise DataError(
             f"none of the first {size} training images can be read; the first reason: "
             f"{bad[0].path}: {bad[0].reason}"
         )
-    images = augment(batch.images, draw(recipe.train.seed, 0, batch.places), recipe.augment)
+    images = augment(batch.images, draw(recipe.train.seed, batch.epoch, batch.keys), recipe.augment)
     targets = F.one_hot(batch.labels, len(data.train.classes)).float()
     return FirstBatch(images.round().byte().numpy(), targets.numpy(), bad)
 

@@ -79,14 +79,14 @@ class Learner:
         """The weights to evaluate and save: their running mean where there is one."""
         return self.model if self.mean is None else self.mean
 
-    def step(self, batch: Batch, step: int, epoch: int) -> None:
-        """Learn from one uint8 batch; all of it depends on the recipe, `step` and `epoch` alone."""
+    def step(self, batch: Batch, step: int) -> None:
+        """Learn from one uint8 batch; all of it depends on the recipe and `step` alone."""
         seed = self.recipe.train.seed
         if not len(batch.labels):  # every file of it was bad
             return
         torch.manual_seed((seed << 32) + step)  # dropout; a resume needs no generator's state
         images = batch.images.to(self.device, non_blocking=True)
-        images = augment(images, draw(seed, epoch, batch.places), self.recipe.augment)
+        images = augment(images, draw(seed, batch.epoch, batch.keys), self.recipe.augment)
         with precision(self.device, self.recipe.train.dtype):
             result = train_step(
                 self.forward,

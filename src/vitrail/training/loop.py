@@ -90,8 +90,8 @@ def _steps(session: Session) -> None:
     """Take the steps that are left: load, step, log, evaluate, save."""
     train, per_epoch = session.recipe.train, session.per_epoch
     with listening() as interrupt, Display(session.steps, session.done, per_epoch) as display:
-        for epoch, batch in session.batches():
-            session.learner.step(batch, session.done, epoch)
+        for batch in session.batches():
+            session.learner.step(batch, session.done)
             session.done += 1
             display.step(session.done)
             done, last = session.done, session.done == session.steps

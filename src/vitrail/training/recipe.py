@@ -22,6 +22,10 @@ class Data:
     source: str = "digits"  # a DATA address
     threads: int = 2  # that decode
     decode: Literal["exact", "fast"] = "exact"  # fast: large JPEGs at 1/2, 1/4 or 1/8 of their size
+    timeout: float = 60.0  # seconds that storage may be silent, before the run stops
+    # Images that lie together in shards or row groups are shuffled near each other ("grouped"), or
+    # everything as a whole; auto: grouped where that storage is slow and too large to keep.
+    shuffle: Literal["auto", "whole", "grouped"] = "auto"
     max_bad_share: float = 0.01  # of files that cannot be read, before the run stops
     held_out_share: float = 0.2  # of data without a split of its own
     split_seed: int = 0
@@ -31,6 +35,7 @@ class Data:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "threads", 1)
+        check_range(self, "timeout", 0, open_low=True)
         check_range(self, "max_bad_share", 0, 1)
         check_range(self, "split_seed", 0, 2**32 - 1)
         if not 0 < self.held_out_share < 1:
@@ -210,7 +215,7 @@ def same_source(a: str, b: str) -> bool:
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Give a line for each leaf in which two recipes would train differently."""
     a, b = _flat(asdict(old)), _flat(asdict(new))
-    same_run = ["data.threads"]  # order and pixels do not depend on it
+    same_run = ["data.threads", "data.timeout"]  # order and pixels do not depend on them
     if same_source(old.data.source, new.data.source):
         same_run.append("data.source")
     return [

@@ -32,6 +32,7 @@ class Session:
                 f"the model reads {recipe.model.channels} channels, but images are read as grey "
                 "or RGB: set --model.channels to 1 or 3"
             )
+        self.device = pick_device(recipe.train.device)
         self.preprocess = default_preprocess(recipe.model)
         self.loader = self._loader(data.train, recipe.train.batch_size)
         self.held_out = self._loader(data.held_out, max(recipe.train.batch_size, 64))
@@ -42,8 +43,7 @@ class Session:
                 f"images, so that no step can be taken; give --batch-size {len(data.train)} or less"
             )
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
-        device = pick_device(recipe.train.device)
-        self.learner = Learner(recipe, self.preprocess, device, self.steps)
+        self.learner = Learner(recipe, self.preprocess, self.device, self.steps)
         self.done = 0
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # in earlier sessions
         self.began, self.cpu_began = time.monotonic(), time.process_time()
@@ -58,22 +58,17 @@ class Session:
             self.preprocess,
             batch_size,
             threads=how.threads,
+            timeout=how.timeout,
+            shuffle=how.shuffle,
+            pinned=self.device.type == "cuda",
             max_bad_share=how.max_bad_share,
             decode=how.decode,
             augment=self.recipe.augment,
         )
 
-    def batches(self) -> Iterator[tuple[int, Batch]]:
-        """Give the epoch and the batch of every step that is left."""
-        epoch, place = divmod(self.done, self.per_epoch)
-        left = self.steps - self.done
-        while left > 0:
-            for batch in self.loader.epoch(self.recipe.train.seed, epoch, place):
-                yield epoch, batch
-                left -= 1
-                if left == 0:
-                    return
-            epoch, place = epoch + 1, 0
+    def batches(self) -> Iterator[Batch]:
+        """Give the batch of every step that is left."""
+        return self.loader.batches(self.recipe.train.seed, self.done, self.steps)
 
     def take_up(self) -> None:
         """Load the newest whole checkpoint, if there is one, and forget what came after it."""
