@@ -5,14 +5,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from PIL import Image
 
 from runs import write_photos
 from vitrail import __version__
-from vitrail.cli import SHORT, VERBS, main, parse_train
+from vitrail.cli import VERBS, Train, main
+from vitrail.flags import SHORT, read_train
 from vitrail.model.presets import preset, presets
-from vitrail.training.recipe import default_recipe, read_recipe
+from vitrail.training.recipe import Recipe, default_recipe, read_recipe
 
 TINY = ["--model.width", "16", "--model.heads", "2", "--model.depth", "1", "--batch-size", "4"]
+
+
+def recipe_of(*words: str) -> Recipe:
+    """Give the recipe that `train` makes of these words."""
+    return read_train(Train, "train", [*words]).tree
 
 
 class Said(NamedTuple):
@@ -137,14 +144,14 @@ def test_the_short_help_of_train_has_the_short_forms_and_the_long_one_every_leaf
 def test_short_forms_are_their_leaves() -> None:
     words = ["--epochs=3", "--batch-size", "8", "--lr=0.5", "--seed", "4", "--device", "cpu"]
 
-    tree = parse_train(["digits", *words, "--dtype=bfloat16"]).tree
+    tree = recipe_of("digits", *words, "--dtype=bfloat16")
 
     assert (tree.train.epochs, tree.train.batch_size, tree.train.seed) == (3, 8, 4)
     assert (tree.optimizer.lr, tree.train.device, tree.train.dtype) == (0.5, "cpu", "bfloat16")
 
 
 def test_a_flag_stands_over_the_recipe_and_leaves_the_rest_of_it() -> None:
-    tree = parse_train(["digits", "--train.drop.mlp", "0.25"]).tree
+    tree = recipe_of("digits", "--train.drop.mlp", "0.25")
     recipe = read_recipe("digits")
 
     assert tree.train.drop.mlp == 0.25
@@ -170,9 +177,18 @@ def test_a_flag_stands_over_the_recipe_and_leaves_the_rest_of_it() -> None:
 def test_a_preset_and_its_changes_make_the_model(
     words: str, name: str, changes: dict[str, Any]
 ) -> None:
-    model = parse_train(["digits", *words.split()]).tree.model
+    model = recipe_of("digits", *words.split()).model
 
     assert model == preset(name).replace(**changes)
+
+
+def test_photos_without_a_recipe_are_told_at_which_size_they_are_learned(say: Any) -> None:
+    for i in range(4):
+        Path(f"large/{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 60)).save(f"large/{i % 2}/{i}.png")
+
+    assert "64 x 64 pixels" in say("train", "large", "--batch-size", 9).err
+    assert "64 x 64 pixels" not in say("train", "large", "--print-recipe").err
 
 
 def test_the_printed_recipe_reads_back(say: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command line: verbs and flags. A verb imports a room only when it runs.
+"""The command line: its verbs. A verb imports a room only when it runs.
 
 Results go to standard output, all else to standard error. Nothing on the way to `--help`, or to a
 mistake in a flag, a recipe or a path, imports torch: the answer comes at once.
@@ -7,21 +7,24 @@ mistake in a flag, a recipe or a path, imports torch: the answer comes at once.
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from vitrail import __version__
 from vitrail.data.address import expand, parse
 from vitrail.errors import ConfigError, VitrailError, nearest
+from vitrail.flags import front_page, read_flags, read_train
 from vitrail.model.checks import check_image_size
-from vitrail.model.config import Activation, Pooling, Positions, ViTConfig
+from vitrail.model.config import Activation, Pooling, Positions
 from vitrail.model.presets import preset
-from vitrail.training.recipe import Data, Recipe, default_recipe, read_recipe, to_toml
+from vitrail.training.recipe import Recipe, default_recipe, read_recipe, to_toml
 
+# How data without a split of its own is split, and how a table is read.
+SPLIT = ("held_out_share", "split_seed", "image_column", "label_column")
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "bfloat16"]
 Text = tyro.conf.Positional[str]
@@ -65,6 +68,8 @@ class Eval:
 
     model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
     data: Text  # its held-out images are measured
+    image_column: str | None = None  # of a table, else the run's, else image, img, path or file
+    label_column: str | None = None  # else the run's, else label, labels, class or fine_label
     batch_size: int = 64
     device: Device = "auto"
     dtype: Dtype = "float32"
@@ -84,8 +89,9 @@ class Eval:
         # Data without a split of its own is split as in the run, or what the model has learned
         # from would be among what it is measured on.
         origin = bundle.origin or {}
-        names = ("held_out_share", "split_seed", "image_column", "label_column")
-        how = {name: origin[name] for name in names if name in origin}
+        how = {name: origin[name] for name in SPLIT if name in origin}
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        how |= {name: column for name, column in columns.items() if column is not None}
         found = evaluate(
             bundle,
             open_data(self.data, **how).held_out,
@@ -97,6 +103,81 @@ class Eval:
             print(f"not read: {file.path}: {file.reason}", file=sys.stderr)
         print(_json(found.to_json()) if self.json else evaluation_text(found))
         return 2 if found.failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Show what a data set holds: classes, sizes, bad files, duplicates, leaks."""
+
+    data: Text  # digits, a folder, or another address, as for train
+    show: str | None = None  # draw the first training images instead: a .png, .svg ...
+    recipe: str | None = None  # a recipe's name or a TOML file, else the one that fits the data
+    seed: int | None = None  # of --show, else the recipe's
+    held_out_share: float | None = None  # of data without a split, else the recipe's (0.2)
+    split_seed: int | None = None  # else the recipe's (0)
+    image_column: str | None = None  # of a table, else image, img, path or file
+    label_column: str | None = None  # else label, labels, class or fine_label
+    threads: int | None = None  # that decode, else the recipe's (2)
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.reporting.batch_picture import check_suffix
+
+        suffix = "" if self.show is None else check_suffix(self.show)
+        parse(self.data)
+        recipe = self._recipe()
+        from vitrail.data.sources import open_data
+
+        splits = open_data(self.data, **{name: getattr(recipe.data, name) for name in SPLIT})
+        if self.json or self.show is not None:  # the page has a place for them
+            for note in splits.notes:
+                print(note, file=sys.stderr)
+        if self.show is None:
+            return self._overview(recipe, splits)
+        from vitrail.data.listing import one_line
+        from vitrail.training.first_batch import picture
+        from vitrail.weights.disk import write_bytes
+
+        drawn, batch = picture(recipe, splits, self.recipe or "the default recipe", suffix)
+        for file in batch.bad:
+            print(f"not read: {one_line(file.path)}: {one_line(file.reason)}", file=sys.stderr)
+        write_bytes(Path(self.show), drawn)
+        print(_json({"show": self.show}) if self.json else self.show)
+        return 0
+
+    def _recipe(self) -> Recipe:
+        """Give the recipe, with what the flags say in its section data."""
+        recipe, note = Recipe(), ""
+        if self.recipe is not None:
+            recipe = read_recipe(self.recipe)
+        elif self.show is not None:
+            recipe, note = default_recipe(self.data, self.image_column)
+        if note:
+            print(note, file=sys.stderr)
+        names = (*SPLIT, "threads")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        seed = recipe.train.seed if self.seed is None else self.seed
+        return replace(
+            recipe,
+            data=replace(recipe.data, source=self.data, **given),
+            train=replace(recipe.train, seed=seed),
+        )
+
+    def _overview(self, recipe: Recipe, splits: Any) -> int:
+        from vitrail.data.overview import overview
+        from vitrail.data.overview_page import page
+        from vitrail.data.progress import Counter
+
+        how, notes = recipe.data, [*splits.notes]
+        if not splits.names:
+            share = f"{how.held_out_share:.0%} are held out"
+            notes.append(f"no split of its own: {share}, by class, with seed {how.split_seed}")
+        with Counter("images looked at:", sum(map(len, splits.parts().values()))) as counter:
+            found = overview(
+                self.data, splits, threads=how.threads, timeout=how.timeout, seen=counter.add
+            )
+        print(_json(found.to_json()) if self.json else page(found, notes))
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,22 +338,8 @@ class Doctor:
 
 
 VERBS: dict[str, type] = {
-    "train": Train,
-    "eval": Eval,
-    "predict": Predict,
-    "summary": Summary,
-    "presets": Presets,
-    "convert": Convert,
-    "push": Push,
-    "doctor": Doctor,
-}
-SHORT = {
-    "--epochs": "--train.epochs",
-    "--batch-size": "--train.batch-size",
-    "--lr": "--optimizer.lr",
-    "--seed": "--train.seed",
-    "--device": "--train.device",
-    "--dtype": "--train.dtype",
+    verb.__name__.lower(): verb
+    for verb in (Train, Data, Eval, Predict, Summary, Presets, Convert, Push, Doctor)
 }
 
 
@@ -307,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_help())
+        print(front_page(VERBS))
         return 0 if words else 2
     if words[0] == "--version":
         print(f"vitrail {__version__}")
@@ -317,165 +384,14 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(
             f'there is no command "{verb}".{nearest(verb, VERBS)} `vitrail --help` lists them all'
         )
-    command = parse_train(rest) if verb == "train" else _parse(VERBS[verb], verb, rest)
-    return command.run()
-
-
-def parse_train(words: list[str]) -> Train:
-    """Read the flags of `train` over the recipe that they or the data ask for."""
-    if any(word in ("-h", "--help") for word in words):
-        print(_train_help())
-        raise SystemExit(0)
-    show_all = "--help-all" in words
-    words = [_long(word) for word in words if word != "--help-all"]
-    if show_all and not words:
-        words = ["digits"]
-    flags = {word.partition("=")[0].replace("_", "-").replace(".no-", ".") for word in words}
-    if "--data.source" in flags:
-        raise ConfigError("--data.source: give the data as DATA, right after `train`")
-    if "--model.classes" in flags:
-        raise ConfigError("--model.classes: a run has the classes of its data; leave it out")
-    if words and not words[0].startswith("-"):
-        parse(words[0])  # sooner than tyro has read the flags
-    default = Train(data=tyro.MISSING, tree=_unchecked(Recipe()))
-    given: Train = _parse(Train, "train", words, default)
-    recipe = _recipe(given, any(flag.startswith("--model.") for flag in flags))
-    if show_all:
-        default = Train(data=given.data, tree=_unchecked(recipe))
-        _parse(Train, "train", [*words, "--help"], default)
-    return replace(given, tree=_overlay(recipe, given.tree, flags, "--"))
-
-
-def _recipe(given: Train, other_model: bool) -> Recipe:
-    """Give the recipe that the flags ask for, or the data, or the run that is to be resumed."""
-    if given.recipe is not None:
-        recipe = read_recipe(given.recipe)
-    elif given.resume:
-        recipe = _recipe_to_resume(given.data, given.out)
-    else:
-        recipe, note = default_recipe(given.data, given.tree.data.image_column)
-        if note and not (given.model or other_model or given.print_recipe):
-            print(note, file=sys.stderr)
-    if given.model is not None:
-        recipe = replace(recipe, model=preset(given.model))
-    return replace(recipe, data=replace(recipe.data, source=given.data))
-
-
-def _overlay(section: Any, given: Any, flags: set[str], before: str) -> Any:
-    """Give a section of the recipe with the leaves that flags name taken from `given`."""
-    changes = {}
-    for f in fields(section):
-        name, value = before + f.name.replace("_", "-"), getattr(given, f.name)
-        if is_dataclass(value):
-            changes[f.name] = _overlay(getattr(section, f.name), value, flags, name + ".")
-        elif name in flags:
-            changes[f.name] = value
-    if isinstance(section, ViTConfig):  # a width takes the head width and the MLP width along
-        return section.replace(**changes)
-    return replace(section, **changes)
-
-
-class _AnyModel(ViTConfig):
-    """A model as flags say it, not yet held against what can be built."""
-
-    def __post_init__(self) -> None: ...
-
-
-def _unchecked(recipe: Recipe) -> Recipe:
-    values = {f.name: getattr(recipe.model, f.name) for f in fields(ViTConfig)}
-    return replace(recipe, model=_AnyModel(**values))
-
-
-def _recipe_to_resume(data: str, out: str | None) -> Recipe:
-    """Give the recipe of the run that --resume means; a folder without one has the data's."""
-    from vitrail.training.run_folder import choose
-
-    run = choose(Recipe(data=Data(source=data)), out, resume=True)
-    recipe = run.path / "recipe.toml"
-    return read_recipe(recipe) if recipe.is_file() else default_recipe(data)[0]
-
-
-def _parse(command: Any, verb: str, words: list[str], default: Any = None) -> Any:
-    _check_flags(command, verb, words)
-    more = {} if default is None else {"default": default}
-    return tyro.cli(command, prog=f"vitrail {verb}", args=words, **more)
-
-
-def _check_flags(command: type, verb: str, words: list[str]) -> None:
-    """Raise `ConfigError` with the nearest flag for one that there is not: sooner than tyro can."""
-    known = {"--help", *_flags(command, "--")} | (set(SHORT) if verb == "train" else set())
-    for word in words[: words.index("--") if "--" in words else None]:
-        flag = word.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in known:
-            raise ConfigError(
-                f'`vitrail {verb}` has no flag "{flag}".{nearest(flag, known)} '
-                f"`vitrail {verb} --help` lists them all"
-            )
-
-
-def _flags(section: Any, before: str) -> Iterator[str]:
-    """Give every flag of a dataclass and of those inside it: `--train.epochs`."""
-    for f in fields(section):
-        name = f.name.replace("_", "-")
-        if is_dataclass(kind := get_type_hints(section)[f.name]):
-            yield from _flags(kind, before if f.name == "tree" else f"{before}{name}.")
-        else:
-            yield from (before + name, f"{before}no-{name}")
-
-
-def _long(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return SHORT.get(name, name) + equals + value
-
-
-def _help() -> str:
-    lines = [f"  {name:9} {command.__doc__}" for name, command in VERBS.items()]
-    return "\n".join(
-        [
-            "vitrail: the plain Vision Transformer, whole.",
-            "",
-            "usage: vitrail COMMAND ...",
-            "",
-            *lines,
-            "",
-            "Begin with: vitrail train digits",
-            "",
-            "`vitrail COMMAND --help` says more, `vitrail --version` the version; --debug with any",
-            "command shows where an error comes from.",
-        ]
-    )
-
-
-def _train_help() -> str:
-    from vitrail.training.recipe import shipped
-
-    flags = [
-        ("--recipe NAME|FILE", f"one of {', '.join(shipped())}, or a TOML file"),
-        ("--model PRESET", "in place of the recipe's model; `vitrail presets` lists them"),
-        ("--out FOLDER", "the run's folder, else the lowest unused runs/DATA-N"),
-        ("--resume", "continue the newest unfinished run of this data"),
-        ("--override", "continue a run although its recipe or data were others"),
-        ("--print-recipe", "print the whole recipe as TOML, and train nothing"),
-        ("--json", "print the summary as JSON"),
-    ]
-    short = [(name, f"short for {long}") for name, long in SHORT.items()]
-    sections = [(f"--{f.name}.*", _section(f.name)) for f in fields(Recipe)]
-    lines = [f"  {flag:20} {text}" for flag, text in flags + short]
-    lines += ["", "every leaf of the recipe is a flag; `vitrail train --help-all` lists them:", ""]
-    lines += [f"  {flag:20} {text}" for flag, text in sections]
-    usage = "usage: vitrail train DATA [--section.leaf VALUE ...]"
-    about = "DATA: digits, or a folder of train/CLASS/* and val/CLASS/*, or of CLASS/*"
-    return "\n".join(["Train a model on images in classes.", "", usage, "", about, "", *lines])
-
-
-def _section(name: str) -> str:
-    section: Any = getattr(Recipe(), name)
-    words = " ".join(f.name for f in fields(section))
-    return words if len(words) < 76 else words[:72].rsplit(" ", 1)[0] + " ..."
+    read = read_train if verb == "train" else read_flags
+    return read(VERBS[verb], verb, rest).run()
 
 
 def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False)
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    # A name that is not UTF-8 becomes JSON's own escape, which reads back as the same name.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def open_tar(address: Address) -> Found:
             classes,
             lambda row, rows=rows: stored.read(rows[row]),
             layout=stored.layout.at(rows),
+            folder=split,
         )
     return Found(parts, notes_of(passed))
 

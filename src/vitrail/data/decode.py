@@ -59,6 +59,14 @@ class Jpeg(NamedTuple):
         return _turned(stored, self.orientation)
 
 
+class Look(NamedTuple):
+    """What an image file was found to be; the size is the one it has upright."""
+
+    format: str
+    width: int
+    height: int
+
+
 def open_image(data: bytes) -> Jpeg | np.ndarray:
     """Give a JPEG by its header, so that it can be decoded at a part of its size, or pixels.
 
@@ -84,6 +92,16 @@ def decode(data: bytes) -> np.ndarray:
     """Give all pixels of an image file; raises `DataError` as `open_image` does."""
     image = open_image(data)
     return image.pixels() if isinstance(image, Jpeg) else image
+
+
+def look(data: bytes) -> Look:
+    """Decode an image to its last pixel; raises `DataError` as `decode` does."""
+    if data.startswith(b"\xff\xd8"):
+        height, width = decode(data).shape[:2]
+        return Look("JPEG", width, height)
+    image = _open(data)
+    height, width = _upright(data, image).shape[:2]
+    return Look(image.format or "", width, height)
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -120,7 +138,10 @@ def upright(image: Image.Image) -> np.ndarray:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    image = _open(data)
+    return _upright(data, _open(data))
+
+
+def _upright(data: bytes, image: Image.Image) -> np.ndarray:
     try:
         return upright(image)
     except DataError:

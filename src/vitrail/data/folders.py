@@ -29,11 +29,11 @@ def open_folders(address: Address) -> Found:
             f'"{address.path}" has a folder train but none to check on: '
             f"add one of {', '.join(HELD_OUT)}, or put the class folders side by side"
         )
-    parts = {name: _listed(join(address.path, name), passed) for name in ("train", *splits)}
+    parts = {name: _listed(join(address.path, name), passed, name) for name in ("train", *splits)}
     return Found(parts, notes_of(passed))
 
 
-def _listed(root: str, passed: Counter[str]) -> Images:
+def _listed(root: str, passed: Counter[str], split: str = "") -> Images:
     names, counts, classes = Names(), [], []
     top = scan(root)
     for name in top.folders:
@@ -64,7 +64,9 @@ def _listed(root: str, passed: Counter[str]) -> Images:
     if not classes:
         raise DataError(f'"{root}" holds no images in class folders; fill it or remove it')
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return Images(names, labels, tuple(classes), lambda row: read(join(root, names[row])))
+    return Images(
+        names, labels, tuple(classes), lambda row: read(join(root, names[row])), folder=split
+    )
 
 
 def notes_of(passed: Counter[str]) -> tuple[str, ...]:

@@ -45,10 +45,12 @@ class Images:
         read_row: Callable[[int], bytes],
         rows: np.ndarray | None = None,
         layout: Layout | None = None,
+        folder: str = "",
     ) -> None:
         self.names, self.labels, self.classes, self.read_row = names, labels, classes, read_row
         self.layout = layout  # None: each image is a file
         self.rows = np.arange(len(names)) if rows is None else rows
+        self.folder = folder  # of its split, where names start below it
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,14 +64,19 @@ class Images:
     def name(self, index: int) -> str:
         return self.names[int(self.rows[index])]
 
+    def path(self, index: int) -> str:
+        """Give a name that no image of another split has."""
+        return f"{self.folder}/{self.name(index)}" if self.folder else self.name(index)
+
     def own_labels(self) -> np.ndarray:
         """Give the labels of these images alone."""
         return self.labels[self.rows]
 
     def take(self, places: np.ndarray) -> "Images":
         """Give the source of some of these images."""
+        names, labels, classes, read_row = self.names, self.labels, self.classes, self.read_row
         rows = self.rows[places]
-        return Images(self.names, self.labels, self.classes, self.read_row, rows, self.layout)
+        return Images(names, labels, classes, read_row, rows, self.layout, self.folder)
 
 
 class Found(NamedTuple):
@@ -128,6 +135,11 @@ def parse_class_names(data: bytes, where: str) -> tuple[str, ...]:
     if twice:
         raise DataError(f'"{where}" has the class {twice[0]} twice; each needs a name of its own')
     return tuple(lines)
+
+
+def one_line(name: str) -> str:
+    """Give a name as a terminal may show it: line ends, escapes and broken bytes spelt out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def suffix_of(image: bytes) -> str:

@@ -29,7 +29,8 @@ class Source(Protocol):
 class Splits(NamedTuple):
     """The training images, the held-out ones, and the digest of all listings.
 
-    `test` is a third split where the data has one beside val; `notes` are for the user.
+    `test` is a third split where the data has one beside val; `notes` are for the user; `names`
+    are the splits' own, none where the data was split here.
     """
 
     train: Source
@@ -37,6 +38,12 @@ class Splits(NamedTuple):
     digest: str
     test: Source | None = None
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def parts(self) -> dict[str, Source]:
+        """Give each split by its name; one that was held out here is val."""
+        sources = [part for part in (self.train, self.held_out, self.test) if part is not None]
+        return dict(zip(self.names or ("train", "val"), sources, strict=True))
 
 
 def open_data(
@@ -86,10 +93,11 @@ def open_data(
     if "train" not in parts:
         raise DataError(f'"{data}" has no split train, only {" and ".join(parts)}')
     train = _checked(parts.pop("train"), data)
-    others = [parts[name] for name in ("val", "test") if name in parts]
+    names = [name for name in ("val", "test") if name in parts]
     for name, images in parts.items():
         _renumber(images, train, f"{name} of {data}", notes)
-    return _with_digest([train, *others], notes)
+    splits = _with_digest([train, *(parts[name] for name in names)], notes)
+    return splits._replace(names=("train", *names))
 
 
 def largest_side(data: str, image_column: str | None = None) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail.data.listing import one_line
 from vitrail.inference.evaluate import Evaluation
 from vitrail.inference.predict import Prediction
 from vitrail.model.page import aligned
@@ -75,15 +76,11 @@ def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
 
 def _table(answers: Iterable[Prediction]) -> Iterator[str]:
     rows = list(answers)
-    width = max((len(_one_line(row.path)) for row in rows), default=0)
+    width = max((len(one_line(row.path)) for row in rows), default=0)
     for row in rows:
         best = "  ".join(f"{a.label} {a.probability:.1%}" for a in row.top)
         found = best if row.error is None else f"error: {row.error}"
-        yield f"{_one_line(row.path):<{width}}  {_one_line(found)}"
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        yield f"{one_line(row.path):<{width}}  {one_line(found)}"
 
 
 def _csv(answers: Iterable[Prediction]) -> Iterator[str]:
