@@ -128,7 +128,11 @@ def test_what_is_shown_is_what_the_model_is_trained_on(
     shown = training_batch(recipe, data)
 
     batch = next(Session(recipe, data, RunFolder(Path("run"))).batches())
-    trained = augment(batch.images, draw(5, 0, batch.keys), recipe.augment)
+    trained = augment(
+        batch.images,
+        draw(5, 0, batch.keys, batch.blocks, recipe.augment, (8, 8)),
+        recipe.augment,
+    )
     assert np.abs(shown.images - trained.numpy()).max() <= 0.5
     assert shown.targets.argmax(axis=1).tolist() == batch.labels.tolist()
     assert (shown.targets.sum(axis=1) == 1).all()

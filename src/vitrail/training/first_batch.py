@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from vitrail.data.augment import augment, draw
 from vitrail.data.config import Augment
 from vitrail.data.loader import BadFile, Loader
+from vitrail.data.mixing import mixed, mixed_labels
 from vitrail.data.sources import Splits
 from vitrail.errors import DataError
 from vitrail.reporting import batch_picture
@@ -53,9 +54,15 @@ def training_batch(recipe: Recipe, data: Splits) -> FirstBatch:
             f"none of the first {size} training images can be read; the first reason: "
             f"{bad[0].path}: {bad[0].reason}"
         )
-    images = augment(batch.images, draw(recipe.train.seed, batch.epoch, batch.keys), recipe.augment)
+    how, (tall, wide) = recipe.augment, recipe.model.image_size
+    draws = draw(recipe.train.seed, batch.epoch, batch.keys, batch.blocks, how, (tall, wide))
+    images = augment(batch.images, draws, how)
     targets = F.one_hot(batch.labels, len(data.train.classes)).float()
-    return FirstBatch(images.round().byte().numpy(), targets.numpy(), bad)
+    if draws.mixing is not None:
+        images = mixed(images, draws.mixing)
+        targets = mixed_labels(batch.labels, draws.mixing, len(data.train.classes))
+    # Noise of erasing goes beyond what can be shown.
+    return FirstBatch(images.round().clamp(0, 255).byte().numpy(), targets.numpy(), bad)
 
 
 def picture(recipe: Recipe, data: Splits, name: str, suffix: str) -> tuple[bytes, FirstBatch]:
