@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.config import Augment
 from vitrail.data.draws import uniform
+from vitrail.data.kernels import extended
 
 _FIRST, _FIRST_EFFECT, _FIRST_OF_THREE = 6, 20, 30  # in a sample's row of numbers
 _ORDERS = np.array([*permutations(range(3))])
@@ -149,8 +149,7 @@ def _blurred(plane: Tensor, sigma: Tensor) -> Tensor:
     weights = weights / (2 * weights.sum(dim=1, keepdim=True) - weights[:, :1])
     for axis in (2, 1):
         size = plane.shape[axis]
-        edges = (_REACH, _REACH) if axis == 2 else (0, 0, _REACH, _REACH)
-        padded = F.pad(plane, edges, mode="replicate")
+        padded = extended(plane, *((_REACH, 0) if axis == 2 else (0, _REACH)))
         plane = padded.narrow(axis, _REACH, size) * _wide(weights[:, 0])
         for far in range(1, _REACH + 1):
             both = padded.narrow(axis, _REACH - far, size) + padded.narrow(axis, _REACH + far, size)
