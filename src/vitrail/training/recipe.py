@@ -15,6 +15,12 @@ from vitrail.model.presets import preset
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
+def _check_below_one(config: object, names: str) -> None:
+    for name in names.split():
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise ConfigError(f"{name} is {value}; it should be from 0 to below 1")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """Where the images come from and how they are read."""
@@ -48,29 +54,45 @@ class Data:
 class Optimizer:
     """How a gradient becomes a step."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon", "sgd", "lamb"] = "adamw"
     lr: float = 1e-3  # with muon, of the blocks' matrices
     adamw_lr: float = 1e-3  # with muon, of all else
     weight_decay: float = 0.05  # of matrices; norms, biases, tokens and positions have none
+    layer_decay: float = 1.0  # share of its rate that each layer before keeps; MAE: .65 and .75
     clip: float = 1.0  # largest norm of the gradient; 0: as it is
+    beta1: float = 0.9  # of adamw and lamb, and with muon of all but the blocks' matrices
+    beta2: float = 0.999  # MAE's pretraining: .95
+    eps: float = 1e-8
+    momentum: float = 0.9  # of sgd
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range(self, "lr adamw_lr", 0, open_low=True)
+        check_range(self, "lr adamw_lr eps", 0, open_low=True)
+        check_range(self, "layer_decay", 0, 1, open_low=True)
         check_range(self, "weight_decay clip", 0)
+        _check_below_one(self, "beta1 beta2 momentum")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
     """How the learning rate rises and falls."""
 
-    name: Literal["cosine", "constant"] = "cosine"
-    warmup: float = 0.1  # share of all steps in which it rises from 0
-    final: float = 0.01  # share of the highest rate that is left at the end of a cosine
+    name: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup: float = 0.1  # share of all steps in which it rises
+    # Share of the highest rate at the first step (torchvision .033, DeiT 1e-6 / lr); 0: 1 / the
+    # number of steps of the warm-up.
+    warmup_start: float = 0.0
+    final: float = 0.01  # share of the highest rate that is left at the end; constant: 1
+    cooldown: float = 0.1  # with wsd, share of all steps in which it falls
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range(self, "warmup final", 0, 1)
+        check_range(self, "warmup warmup_start final cooldown", 0, 1)
+        if self.name == "wsd" and self.warmup + self.cooldown > 1:
+            raise ConfigError(
+                f"warmup {self.warmup} and cooldown {self.cooldown} are more than all steps; "
+                f"together they should be at most 1: give a cooldown of {1 - self.warmup:g} or less"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +141,7 @@ class Ema:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"decay is {self.decay}; it should be from 0 to below 1")
+        _check_below_one(self, "decay")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

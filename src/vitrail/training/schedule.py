@@ -8,13 +8,22 @@ from vitrail.training.recipe import Schedule
 def factor(schedule: Schedule, step: int, steps: int) -> float:
     """Give the share of the highest learning rate that step 0 .. steps - 1 takes.
 
-    It rises in a straight line from 0 over the warm-up, then falls along half a cosine
-    (Loshchilov and Hutter 2017, SGDR, without restarts) to `schedule.final`, or stays.
+    It rises in a straight line over the warm-up, and then stays, or falls to `schedule.final` at
+    the last step: along half a cosine (Loshchilov and Hutter 2017, SGDR, without restarts), in a
+    straight line, or, `wsd`, stays at first and falls in a straight line over the last `cooldown`
+    (warm-up, stable, decay: Hu et al. 2024, MiniCPM, section 4).
     """
     warmup = round(schedule.warmup * steps)
     if step < warmup:
-        return (step + 1) / warmup
+        start = schedule.warmup_start
+        return start + (1 - start) * step / warmup if start else (step + 1) / warmup
     if schedule.name == "constant":
         return 1.0
-    progress = (step - warmup) / max(steps - warmup - 1, 1)
-    return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * progress)) / 2
+    begin = warmup
+    if schedule.name == "wsd":
+        # Both rounded up can be one step more than there is.
+        begin = max(steps - round(schedule.cooldown * steps), warmup)
+    progress = max(step - begin, 0) / max(steps - begin - 1, 1)
+    if schedule.name == "cosine":
+        return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * progress)) / 2
+    return 1 - (1 - schedule.final) * progress
