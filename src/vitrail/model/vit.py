@@ -289,7 +289,7 @@ class ViT(nn.Module):
         if self.head_dist is None:
             return logits
         # DeiT (Touvron et al. 2021, section 4): the two classifiers' mean at inference.
-        return (logits + self.head_dist(self.fc_norm(tokens.prefix[:, 1]))) / 2
+        return (logits + self.distilled(tokens)) / 2
 
     @overload
     def tokens(self, images: Tensor, layers: None = None) -> Tokens: ...
@@ -360,6 +360,11 @@ class ViT(nn.Module):
             pooled = torch.cat([prefix[:, 0], reduce(x, "b n d -> b d", "mean")], dim=-1)
         pooled = self.fc_norm(pooled)
         return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
+
+    def distilled(self, tokens: Tokens) -> Tensor:
+        """Give the logits, B classes, of the distillation token, which has its own classifier."""
+        assert self.head_dist is not None
+        return self.head_dist(self.fc_norm(tokens.prefix[:, 1]))
 
     def _tokens(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
         x = self.norm(x)

@@ -99,12 +99,26 @@ class Schedule:
 class Objective:
     """What is minimised."""
 
-    name: Literal["classify"] = "classify"
+    name: Literal["classify", "distill"] = "classify"
+    # bce: yes or no for each class, their mean (DeiT III, timm); bce_sum: their sum (big_vision).
+    loss: Literal["cross_entropy", "bce", "bce_sum"] = "cross_entropy"
     label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: rare classes count as much
+    teacher: str | None = None  # of distill: a run, a bundle or another ORIGIN
+    distillation: Literal["hard", "soft"] = "hard"  # its likeliest class, or its probabilities
+    teacher_share: float = 0.5  # of the loss; the labels have the rest
+    temperature: float = 3.0  # of soft probabilities
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range(self, "label_smoothing", 0, 1)
+        check_range(self, "label_smoothing teacher_share", 0, 1)
+        check_range(self, "temperature", 0, open_low=True)
+        if (self.name == "distill") != (self.teacher is not None):
+            raise ConfigError(
+                f'objective is "{self.name}" and the teacher is {self.teacher}; distill needs a '
+                "teacher, and a teacher needs distill: give --objective.name distill and "
+                "--objective.teacher ORIGIN"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
