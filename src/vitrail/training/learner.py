@@ -17,6 +17,8 @@ from vitrail.training.optimizer import Optimizer
 from vitrail.training.recipe import Recipe
 from vitrail.training.schedule import factor
 
+_COUNTS = ("seen", "taken", "skipped", "skipped_before")
+
 
 class StepResult(NamedTuple):
     """Of one step, still on the device: reading one of them waits for it."""
@@ -24,6 +26,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     right: Tensor
     grad_norm: Tensor
+    taken: bool = True
 
 
 class Window(NamedTuple):
@@ -33,6 +36,7 @@ class Window(NamedTuple):
     top1: float
     grad_norm: float
     images: int
+    skipped: int  # steps that were left out
 
 
 def train_step(
@@ -44,13 +48,25 @@ def train_step(
     *,
     lr_factor: float,
     clip: float,
+    skip_nonfinite: bool = False,
 ) -> StepResult:
-    """Take one step on normalised images, B C H W; nothing in it waits for the device."""
+    """Take one step on normalised images, B C H W.
+
+    Nothing in it waits for the device, but with `skip_nonfinite`.
+    """
     loss = objective.loss(model, images, labels)
     loss.mean.backward()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
+    if skip_nonfinite and not is_step_finite(loss.mean, grad_norm):
+        model.zero_grad(set_to_none=True)
+        return StepResult(loss.mean.detach(), loss.right, grad_norm, taken=False)
     optimizer.step(lr_factor)
     return StepResult(loss.mean.detach(), loss.right, grad_norm)
+
+
+def is_step_finite(loss: Tensor, grad_norm: Tensor) -> bool:
+    """Say whether a step can be taken; this waits for the device."""
+    return bool((loss.detach() + grad_norm).isfinite())
 
 
 class Learner:
@@ -72,7 +88,9 @@ class Learner:
         self.objective = Classify(recipe.objective)
         self.sums = {n: torch.zeros((), device=device) for n in ("loss", "right", "grad_norm")}
         self.seen, self.taken = 0, 0  # images and steps in the sums
+        self.skipped = self.skipped_before = 0  # steps left out, in all and before the sums
         self.first_bad = torch.full((), -1, device=device)  # first step that was not finite
+        self.bad_figures = torch.zeros(2, device=device)  # its loss and norm of the gradient
 
     @property
     def answering(self) -> ViT:
@@ -96,7 +114,11 @@ class Learner:
                 batch.labels.to(self.device, non_blocking=True),
                 lr_factor=factor(self.recipe.schedule, step, self.steps),
                 clip=self.recipe.optimizer.clip,
+                skip_nonfinite=self.recipe.train.skip_nonfinite,
             )
+        if not result.taken:
+            self.skipped += 1
+            return
         if self.mean is not None:
             _move(self.mean, self.model, self.recipe.ema.decay, step)
         self._count(result, len(batch.labels), step)
@@ -109,10 +131,12 @@ class Learner:
             top1=sums["right"] / max(self.seen, 1),
             grad_norm=sums["grad_norm"] / max(self.taken, 1),
             images=self.seen,
+            skipped=self.skipped - self.skipped_before,
         )
         for value in self.sums.values():
             value.zero_()
         self.seen = self.taken = 0
+        self.skipped_before = self.skipped
         return window
 
     def is_finite(self) -> bool:
@@ -121,6 +145,12 @@ class Learner:
         weights = (p for model in models for p in model.parameters())
         return all(bool(p.isfinite().all()) for p in weights) and int(self.first_bad) < 0
 
+    def bad_step(self) -> tuple[int, str] | None:
+        """Give the first step whose loss or gradient was not finite, and what they were."""
+        step, (loss, norm) = int(self.first_bad), self.bad_figures.tolist()
+        told = f"the loss was {loss:.4g} and the norm of the gradient {norm:.4g}"
+        return None if step < 0 else (step, told)
+
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Give the parts of a checkpoint."""
         parts = {
@@ -128,8 +158,7 @@ class Learner:
             "optimizer": self.optimizer.state(),
             "loop": {
                 **self.sums,
-                "seen": torch.tensor(self.seen),
-                "taken": torch.tensor(self.taken),
+                **{name: torch.tensor(getattr(self, name)) for name in _COUNTS},
             },
         }
         return parts if self.mean is None else {**parts, "ema": dict(self.mean.state_dict())}
@@ -143,7 +172,8 @@ class Learner:
         loop = parts["loop"]
         for name, value in self.sums.items():
             value.copy_(loop[name])
-        self.seen, self.taken = int(loop["seen"]), int(loop["taken"])
+        for name in _COUNTS:
+            setattr(self, name, int(loop[name]))
 
     def _count(self, result: StepResult, images: int, step: int) -> None:
         self.sums["loss"] += result.loss
@@ -152,6 +182,8 @@ class Learner:
         self.seen, self.taken = self.seen + images, self.taken + 1
         bad = ~(result.loss + result.grad_norm).isfinite() & (self.first_bad < 0)
         self.first_bad = torch.where(bad, step, self.first_bad)
+        figures = torch.stack([result.loss, result.grad_norm])
+        self.bad_figures = torch.where(bad, figures, self.bad_figures)
 
 
 @torch.no_grad()

@@ -100,13 +100,17 @@ class Train:
     log_every: int = 20  # steps
     evaluate_every: int = 5  # epochs
     save_every: int = 10  # epochs
+    keep: int = 2  # newest checkpoints that stay; the older are for when the newest breaks
+    # Leave out a step whose loss or gradient is not finite, in place of stopping: each step then
+    # waits for the device.
+    skip_nonfinite: bool = False
     position_scale: float = 1.0  # times the initial learned positions; digits: 8, so N(0, 1)
     drop: DropRates = DropRates()
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range(
-            self, "epochs steps batch_size cpu_threads log_every evaluate_every save_every", 1
+            self, "epochs steps batch_size cpu_threads log_every evaluate_every save_every keep", 1
         )
         check_range(self, "seed", 0, 2**31 - 1)  # the step is added below it, in 64 bits
 
@@ -215,7 +219,8 @@ def same_source(a: str, b: str) -> bool:
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Give a line for each leaf in which two recipes would train differently."""
     a, b = _flat(asdict(old)), _flat(asdict(new))
-    same_run = ["data.threads", "data.timeout"]  # order and pixels do not depend on them
+    # Order, pixels and weights do not depend on them.
+    same_run = ["data.threads", "data.timeout", "train.keep"]
     if same_source(old.data.source, new.data.source):
         same_run.append("data.source")
     return [
