@@ -127,7 +127,7 @@ def test_what_is_shown_is_what_the_model_is_trained_on(
     shown = training_batch(recipe, data)
 
     session = Session(recipe, data, RunFolder(Path("run")))
-    inputs, targets = session.learner._prepared(next(session.batches()))
+    inputs, targets = session.learner.prepared(next(session.batches()), 0)
     trained = (255 * (inputs / 2 + 0.5)).clamp(0, 255)  # mean and std are .5
     assert np.abs(shown.images - trained.numpy()).max() <= 0.51
     assert np.array_equal(shown.targets, targets.numpy())

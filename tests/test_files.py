@@ -286,6 +286,21 @@ def test_written_arrays_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert first == again == files.sha256(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_written_safetensors_are_the_bytes_that_their_library_writes(
+    tmp_path: Path, metadata: dict[str, str] | None
+) -> None:
+    numbers = torch.arange(24).reshape(2, 3, 4)
+    dtypes = (torch.bool, torch.uint8, torch.int64, torch.float64, torch.bfloat16, torch.float16)
+    tensors = {f"é{i}": numbers.to(dtype).clone() for i, dtype in enumerate(dtypes)}
+    tensors |= {"b": torch.randn(3), "a": torch.zeros(()), "none": torch.zeros(0, 5)}
+
+    digest = files.write_tensors(tmp_path / "a.safetensors", tensors, metadata)
+
+    assert (tmp_path / "a.safetensors").read_bytes() == safetensors.torch.save(tensors, metadata)
+    assert digest == files.sha256(tmp_path / "a.safetensors")
+
+
 def test_metadata_stands_in_written_safetensors(tmp_path: Path) -> None:
     digest = files.write_tensors(tmp_path / "a.safetensors", PLAIN, {"format": "pt"})
 

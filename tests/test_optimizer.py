@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from conftest import TINY, randomize
 from vitrail.data.loader import Batch
-from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError
 from vitrail.model.config import ViTConfig
 from vitrail.model.presets import preset, presets
 from vitrail.model.vit import ViT
-from vitrail.training.learner import Learner, train_step
+from vitrail.training.learner import Learner
 from vitrail.training.objectives import Classify
 from vitrail.training.optimizer import Optimizer
 from vitrail.training.recipe import Ema, Objective, Recipe, Train
 from vitrail.training.recipe import Optimizer as Settings
+from vitrail.training.start import start
+from vitrail.training.step import train_step
 
 # All that a model may hold: tokens, positions, layer scale, norms of q and k, a pooling latent.
 FULL = TINY.replace(registers=2, layer_scale=0.1, qk_norm=True, pooling="map")
@@ -63,7 +64,8 @@ def uint8_batch(start: int, count: int = 4) -> Batch:
 
 
 def learner(recipe: Recipe, steps: int = 10) -> Learner:
-    return Learner(recipe, Preprocess(size=SMALL.image_size), torch.device("cpu"), steps)
+    begun = start(recipe, tuple(map(str, range(SMALL.classes))))
+    return Learner(recipe, begun, Classify(recipe.objective), torch.device("cpu"), steps)
 
 
 def test_adamw_decays_matrices_and_nothing_else() -> None:
@@ -419,7 +421,13 @@ def test_a_step_clips_the_norm_of_the_whole_gradient(clip: float, scale: float |
     optimizer = Optimizer(model, Settings())
 
     result = train_step(
-        model, Classify(Objective()), optimizer, images, labels, lr_factor=1.0, clip=clip
+        model,
+        Classify(Objective()),
+        optimizer,
+        [(images, labels)],
+        images=len(images),
+        lr_factor=1.0,
+        clip=clip,
     )
 
     torch.testing.assert_close(result.grad_norm, norm)  # as it was before clipping
@@ -461,8 +469,8 @@ def test_the_window_is_the_mean_over_the_steps_since_it_was_read() -> None:
     logits = expected(taught.preprocess.normalize(first.images))
 
     taught.step(first, 0)
-    window = taught.read_window()
-    empty = taught.read_window()
+    window = taught.meters.read()
+    empty = taught.meters.read()
 
     assert window.loss == pytest.approx(float(F.cross_entropy(logits, first.labels).detach()))
     assert window.top1 == float((logits.argmax(dim=1) == first.labels).float().mean())

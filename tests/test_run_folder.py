@@ -39,11 +39,11 @@ def test_without_out_a_run_takes_the_lowest_unused_number() -> None:
 @pytest.mark.parametrize("made", [True, False])
 def test_out_that_is_absent_or_empty_is_a_new_run(made: bool) -> None:
     if made:
-        Path("a/b").mkdir(parents=True)
+        Path("runs/b").mkdir(parents=True)
 
-    run = train(SHORT, "a/b")
+    run = train(SHORT, "runs/b")
 
-    assert (run.folder, run.summary["status"]) == (Path("a/b"), "finished")
+    assert (run.folder, run.summary["status"]) == (Path("runs/b"), "finished")
 
 
 def test_a_finished_run_gives_its_summary_and_takes_no_step() -> None:
@@ -174,7 +174,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone() -> None:
     assert listing("papers") == {Path("papers/thesis.txt"): b"years of work"}
 
 
-@pytest.mark.parametrize("out", ["file", "file/run", "file/a/run"])
+@pytest.mark.parametrize("out", ["file", "file/run", "file/a/run", "file-not-there/run"])
 def test_a_folder_that_cannot_be_made_is_told_before_the_first_step(out: str) -> None:
     Path("file").write_text("mine")
 

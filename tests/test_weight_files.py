@@ -78,6 +78,7 @@ def test_a_save_that_fails_leaves_the_old_bundle_and_nothing_else(
     save(bundle, tmp_path / "best")
 
     with monkeypatch.context() as patch:
+        patch.setattr(disk, "_exchange", lambda *_: False)  # as on a disk that cannot
         calls = fail_at(patch, owner, name, call)
         with pytest.raises(OutputError, match="No space left"):
             save(newer, tmp_path / "best")

@@ -20,6 +20,7 @@ SHORT = {
     "--seed": "--train.seed",
     "--device": "--train.device",
     "--dtype": "--train.dtype",
+    "--weights": "--train.weights",
 }
 
 
@@ -60,12 +61,13 @@ def read_train(command: Any, verb: str, words: list[str]) -> Any:
 
 def _recipe(given: Any, other_model: bool) -> Recipe:
     """Give the recipe that the flags ask for, or the data, or the run that is to be resumed."""
+    weights = given.tree.train.weights
     if given.recipe is not None:
-        recipe = read_recipe(given.recipe)
+        recipe = read_recipe(given.recipe, weights)
     elif given.resume:
         recipe = _recipe_to_resume(given.data, given.out)
     else:
-        recipe, note = default_recipe(given.data, given.tree.data.image_column)
+        recipe, note = default_recipe(given.data, given.tree.data.image_column, weights)
         if note and not (given.model or other_model or given.print_recipe):
             print(note, file=sys.stderr)
     if given.model is not None:
@@ -157,13 +159,14 @@ def _train_help() -> str:
     flags = [
         ("--recipe NAME|FILE", f"one of {', '.join(shipped())}, or a TOML file"),
         ("--model PRESET", "in place of the recipe's model; `vitrail presets` lists them"),
+        ("--weights ORIGIN", "begin with pretrained weights: a file, hf:OWNER/NAME, timm:NAME ..."),
         ("--out FOLDER", "the run's folder, else the lowest unused runs/DATA-N"),
         ("--resume", "continue the newest unfinished run of this data"),
         ("--override", "continue a run although its recipe or data were others"),
         ("--print-recipe", "print the whole recipe as TOML, and train nothing"),
         ("--json", "print the summary as JSON"),
     ]
-    short = [(name, f"short for {long}") for name, long in SHORT.items()]
+    short = [(a, f"short for {b}") for a, b in SHORT.items() if a != "--weights"]
     sections = [(f"--{f.name}.*", _section(f.name)) for f in fields(Recipe)]
     lines = [f"  {flag:20} {text}" for flag, text in flags + short]
     lines += ["", "every leaf of the recipe is a flag; `vitrail train --help-all` lists them:", ""]

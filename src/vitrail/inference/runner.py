@@ -45,12 +45,11 @@ def undisturbed(threads: int | None) -> Iterator[None]:
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
-    """Give the context in which the arithmetic runs in `dtype`, float32 or bfloat16."""
-    if dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f'dtype is "{dtype}"; it should be float32 or bfloat16')
-    if dtype == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    """Give the context in which the arithmetic runs in `dtype`: float32, bfloat16 or float16."""
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in ("float32", *half):
+        raise ConfigError(f'dtype is "{dtype}"; it should be float32, bfloat16 or float16')
+    return torch.autocast(device.type, dtype=half[dtype]) if dtype in half else nullcontext()
 
 
 def logits(

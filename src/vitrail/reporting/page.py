@@ -32,12 +32,15 @@ class Chart(NamedTuple):
     note: str
 
 
-def write_run_page(run: Path) -> Path:
+def write_run_page(run: Path, summary: dict[str, Any] | None = None) -> Path:
     """Write `report.html` into a run folder, from the files that are there, and give its path.
 
+    `summary` stands for the `summary.json` that will be written when the page is there.
     Raises `DataError` where the folder holds no run, `OutputError` where it cannot be written.
     """
     files = read_run(run)
+    if summary is not None:
+        files = files._replace(summary=summary)
     path = run / "report.html"
     write_bytes(path, _render(files).encode())
     return path

@@ -1,5 +1,6 @@
-"""The training loop: load, step, log, evaluate, save."""
+"""The training loop: load, step, log, save, evaluate."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,10 @@ from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.inference.runner import undisturbed
 from vitrail.reporting.page import write_run_page
 from vitrail.training.display import Display, tell
-from vitrail.training.interrupt import listening
+from vitrail.training.interrupt import Interrupt, Interrupted, listening
+from vitrail.training.lock import held, sweep
 from vitrail.training.recipe import Recipe, read_recipe
-from vitrail.training.run_folder import check_same, choose
+from vitrail.training.run_folder import choose, claim, is_finished
 from vitrail.training.session import Session
 from vitrail.weights.bundle import Bundle
 from vitrail.weights.loading import load
@@ -45,6 +47,7 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
+    run = choose(recipe, out, resume)
     where = recipe.data
     data = open_data(
         where.source,
@@ -56,57 +59,69 @@ def train(
     for note in data.notes:
         tell(note)
     recipe = replace(recipe, model=recipe.model.replace(classes=len(data.train.classes)))
-    run = choose(recipe, out, resume)
     facts = {"classes": list(data.train.classes), "data_digest": data.digest}
-    if (run.path / "recipe.toml").is_file():
-        check_same(run, recipe, facts, override=override)
-        if run.summary().get("status") == "finished":
-            return Run(run.path, run.summary())
+    if is_finished(run, recipe, facts, override=override):
+        sweep(run.path)
+        return Run(run.path, run.summary())
     with undisturbed(recipe.train.cpu_threads):
-        _work(Session(recipe, data, run), facts)
-    write_run_page(run.path)
+        session = Session(recipe, data, run)
+        if out is None and not resume:
+            run = session.run = claim(recipe)
+        with listening() as interrupt, held(run.path):
+            # Once more: another process may have had the folder until now.
+            if not is_finished(run, recipe, facts, override=override):
+                _work(session, facts, interrupt)
     return Run(run.path, run.summary())
 
 
-def _work(session: Session, facts: dict[str, Any]) -> None:
+def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None:
     """Bring a run to its end, or say in its summary why it ended early."""
-    run = session.run
-    run.start(session.recipe, facts)
     try:
-        session.take_up()
-        session.write_summary("running")
-        _steps(session)
-        session.finish()
+        try:
+            with interrupt.later():
+                session.start(facts)
+            session.take_up()
+            session.write_summary("running")
+            _steps(session, interrupt)
+            # A run that was stopped right here has its rows: it is measured, not written, again.
+            evaluation = session.last or session.measure()
+            with interrupt.later():
+                summary = session.finish(evaluation)
+            session.run.write_summary(summary)
+        except Interrupted:
+            session.save()
+            tell(f"stopped at step {session.done}; this goes on:\n  {session.command()}")
+            interrupt.leave()
     except BaseException as error:
-        if not isinstance(error, OutputError):  # a full disk takes no summary either
-            reason = str(error) or type(error).__name__
-            run.log(f"{_status(error)} at step {session.done}: {reason}")
-            session.write_summary(_status(error), error=reason)
-            write_run_page(run.path)
+        reason = str(error) or type(error).__name__
+        with suppress(OutputError):  # a full disk may have no room for them either
+            if session.run.is_begun():
+                session.run.log(f"{_status(error)} at step {session.done}: {reason}")
+                session.write_summary(_status(error), error=reason)
+                if not interrupt.urgent:
+                    write_run_page(session.run.path)
         raise
 
 
-def _steps(session: Session) -> None:
-    """Take the steps that are left: load, step, log, evaluate, save."""
-    train, per_epoch = session.recipe.train, session.per_epoch
-    with listening() as interrupt, Display(session.steps, session.done, per_epoch) as display:
+def _steps(session: Session, interrupt: Interrupt) -> None:
+    """Take the steps that are left: load, step, log, save, evaluate."""
+    train = session.recipe.train
+    with Display(session.steps, session.done, session.per_epoch) as display:
+        if session.owes_evaluation():
+            display.evaluated(session.evaluate().top1)
         for batch in session.batches():
-            session.learner.step(batch, session.done)
-            session.done += 1
-            display.step(session.done)
-            done, last = session.done, session.done == session.steps
-
-            if done % train.log_every == 0 or last:
-                row = session.log()
-                display.train(done, row["loss"], row["top1"], row["images_per_second"])
-            if done % (train.evaluate_every * per_epoch) == 0 or last:
+            with interrupt.later():
+                session.learner.step(batch, session.done)
+                session.done += 1
+                display.step(session.done)
+                if session.done % train.log_every == 0 or session.done == session.steps:
+                    row = session.log()
+                    display.train(session.done, row["loss"], row["top1"], row["images_per_second"])
+                if session.is_due(train.save_every):
+                    session.save()
+            # Last: an evaluation may take minutes, and a run that is stopped in it takes it again.
+            if session.is_due(train.evaluate_every):
                 display.evaluated(session.evaluate().top1)
-            if done % (train.save_every * per_epoch) == 0 or last:
-                session.save()
-            if interrupt.received is not None and not last:
-                session.save()
-                display.say(f"stopped at step {done}; this goes on:\n  {session.command()}")
-                interrupt.leave()
 
 
 def _status(error: BaseException) -> str:

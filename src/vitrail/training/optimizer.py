@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from vitrail.errors import ConfigError
 from vitrail.training.lamb import Lamb
@@ -50,6 +51,11 @@ class Optimizer:
                 group["lr"] = group["peak"] * factor
             part.step()
             part.zero_grad(set_to_none=True)
+
+    def unscale(self, scaler: GradScaler) -> None:
+        """Take the scale of float16 off the gradients."""
+        for part in self.parts:
+            scaler.unscale_(part)
 
     def measured_step(self, factor: float) -> Tensor:
         """Step, and give the L2 norm of the whole move, on the device; it copies all weights.

@@ -130,20 +130,35 @@ class Train:
     batch_size: int = 128
     seed: int = 0  # of weights, order and augmentation
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; weights are float32
+    micro_batch: int | None = None  # images of a batch at a time; absent: all of them
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the arithmetic, not weights
     cpu_threads: int | None = None  # that one operation is shared by; absent: one for each core
     compile: bool = False  # with torch.compile: a minute first, faster after it
+    recompute: bool = False  # blocks keep their input alone: less memory, a third more arithmetic
+    weights: str | None = None  # to begin with: an ORIGIN; absent: random ones
+    freeze: int = 0  # the first layers stay as they are: 1 the embedding, 2 a block too; -1 all
+    head_bias: float = 0.0  # of the head at first; AugReg: -6.9
+    first_size: tuple[int, int] | None = None  # H W from which images grow to the model's size
+    patience: int | None = None  # evaluations without a better one, after which the run ends
     log_every: int = 20  # steps
     evaluate_every: int = 5  # epochs
     save_every: int = 10  # epochs
+    keep: int = 2  # newest checkpoints that stay; the older are for when the newest breaks
+    # Leave out a step whose loss or gradient is not finite, in place of stopping: each step then
+    # waits for the device.
+    skip_nonfinite: bool = False
     position_scale: float = 1.0  # times the initial learned positions; digits: 8, so N(0, 1)
     drop: DropRates = DropRates()
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range(
-            self, "epochs steps batch_size cpu_threads log_every evaluate_every save_every", 1
+            self,
+            "epochs steps batch_size micro_batch cpu_threads log_every evaluate_every save_every "
+            "keep patience",
+            1,
         )
+        check_range(self, "freeze", -1)
         check_range(self, "seed", 0, 2**31 - 1)  # the step is added below it, in 64 bits
 
 
@@ -171,16 +186,27 @@ class Recipe:
     train: Train = Train()
     ema: Ema = Ema()
 
+    def __post_init__(self) -> None:
+        first, full, patch = self.train.first_size, self.model.image_size, self.model.patch_size
+        if first is not None and any(
+            side % patch or not 0 < side <= most for side, most in zip(first, full, strict=True)
+        ):
+            raise ConfigError(
+                f"train.first_size is {first}; it should be whole patches of {patch}, and no more "
+                f"than the model's {full}"
+            )
+
 
 def shipped() -> tuple[str, ...]:
     """Give the names of the recipes that come with vitrail."""
     return tuple(sorted(file.stem for file in SHIPPED.glob("*.toml")))
 
 
-def read_recipe(name_or_file: str | Path) -> Recipe:
+def read_recipe(name_or_file: str | Path, weights: str | None = None) -> Recipe:
     """Read a recipe: one that comes with vitrail by its name, or a TOML file.
 
-    `[model]` may name a `preset` and change fields of it. Raises `ConfigError` that names the file
+    `[model]` may name a `preset` and change fields of it; a recipe without it, which begins with
+    `weights`, has their architecture. Raises `ConfigError` that names the file
     and the key for anything that is unknown or does not fit.
     """
     file = Path(name_or_file)
@@ -193,6 +219,8 @@ def read_recipe(name_or_file: str | Path) -> Recipe:
         )
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
+        if weights is not None:
+            table["train"] = {**table.get("train", {}), "weights": weights}
         return from_table(table)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is no TOML: {error}") from error
@@ -200,11 +228,16 @@ def read_recipe(name_or_file: str | Path) -> Recipe:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def default_recipe(data: str, image_column: str | None = None) -> tuple[Recipe, str]:
+def default_recipe(
+    data: str, image_column: str | None = None, weights: str | None = None
+) -> tuple[Recipe, str]:
     """Give the recipe that fits a DATA address, and a line to tell the user, empty for most.
 
-    The digits have their own; images of at most 40 pixels, and photos at 64, are `small-images`.
+    With `weights` it is `fine-tune`. The digits have their own; images of at most 40 pixels, and
+    photos at 64, are `small-images`.
     """
+    if weights is not None:
+        return read_recipe("fine-tune", weights), ""
     if parse(data).kind == "digits":
         return read_recipe("digits"), ""
     from vitrail.data.sources import largest_side  # it reads images: numpy and Pillow
@@ -215,13 +248,18 @@ def default_recipe(data: str, image_column: str | None = None) -> tuple[Recipe, 
     photos = recipe.model.replace(image_size=(64, 64), patch_size=8)
     return replace(recipe, model=photos), (
         "photos, from scratch: recipe small-images at 64 x 64 pixels "
-        "(--model.image-size and --model.patch-size change that)"
+        "(--model.image-size and --model.patch-size change that). Pretrained weights learn more "
+        "from few photos: --weights timm:vit_small_patch16_224.augreg_in21k"
     )
 
 
 def from_table(table: Mapping[str, Any]) -> Recipe:
     """Build a recipe from the tables of a TOML file."""
     sections = dict(table)
+    train = sections.get("train", {})
+    weights = train.get("weights") if isinstance(train, Mapping) else None
+    if "model" not in sections and isinstance(weights, str):
+        return _build(Recipe, sections, "a recipe", model=_architecture(weights))
     given = sections.pop("model", {})
     if not isinstance(given, Mapping):
         raise ConfigError(f"model is {given!r}; it should be a table, [model]")
@@ -237,6 +275,15 @@ def from_table(table: Mapping[str, Any]) -> Recipe:
     return _build(Recipe, sections, "a recipe", model=config)
 
 
+def _architecture(weights: str) -> ViTConfig:
+    from vitrail.weights.origin import parse as parse_origin
+
+    origin = parse_origin(weights)  # sooner than torch is there
+    from vitrail.weights.loading import architecture
+
+    return architecture(origin)
+
+
 def to_toml(recipe: Recipe) -> str:
     """Give the whole recipe as TOML that `read_recipe` reads back to an equal one."""
     return "\n".join(_lines(asdict(recipe), ())).lstrip("\n") + "\n"
@@ -250,7 +297,8 @@ def same_source(a: str, b: str) -> bool:
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Give a line for each leaf in which two recipes would train differently."""
     a, b = _flat(asdict(old)), _flat(asdict(new))
-    same_run = ["data.threads", "data.timeout"]  # order and pixels do not depend on them
+    # Order, pixels and weights do not depend on them.
+    same_run = ["data.threads", "data.timeout", "train.keep"]
     if same_source(old.data.source, new.data.source):
         same_run.append("data.source")
     return [

@@ -13,12 +13,14 @@ from typing import Any
 from vitrail import __version__
 from vitrail.data.address import parse
 from vitrail.errors import ConfigError, OutputError
+from vitrail.training import lock
 from vitrail.training.recipe import Recipe, differences, read_recipe, same_source, to_toml
 from vitrail.weights.disk import mend, write_bytes, write_json, written
 from vitrail.weights.files import read_json, read_rows
 
 # What a run that was killed while it was begun may have left.
 _BEGUN = (
+    lock.NAME,
     "checkpoints",
     "examples",
     "environment.json",
@@ -45,10 +47,14 @@ class RunFolder:
         write_json(self.path / "environment.json", {**environment(), **facts})
         write_bytes(self.path / "recipe.toml", to_toml(recipe).encode())
 
+    def is_begun(self) -> bool:
+        """Say whether this folder holds a run."""
+        return (self.path / "recipe.toml").is_file()
+
     def is_of(self, source: str) -> bool:
         """Say whether this folder holds a run of the data at `source`."""
         recipe = self.path / "recipe.toml"
-        return recipe.is_file() and same_source(read_recipe(recipe).data.source, source)
+        return self.is_begun() and same_source(read_recipe(recipe).data.source, source)
 
     def summary(self) -> dict[str, Any]:
         """Give `summary.json`, empty where there is none yet."""
@@ -60,8 +66,18 @@ class RunFolder:
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to `metrics.jsonl`."""
-        with written(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        with (
+            written(self.metrics, len(line)),
+            self.metrics.open("a", encoding="utf-8") as file,
+        ):
+            file.write(line)
+
+    def settle_metrics(self) -> None:
+        """Bring the rows down to the disk."""
+        if self.metrics.is_file():
+            with written(self.metrics), self.metrics.open("rb+") as file:
+                os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
         """Give all rows of `metrics.jsonl`; a last line that was cut short is not one."""
@@ -101,6 +117,28 @@ def choose(recipe: Recipe, out: str | Path | None, resume: bool) -> RunFolder:
     while number in runs or Path("runs", f"{name}-{number}").exists():
         number += 1
     return RunFolder(Path("runs", f"{name}-{number}"))
+
+
+def claim(recipe: Recipe) -> RunFolder:
+    """Make the lowest unused `runs/DATA-N`: of two runs that begin at once, each has its own."""
+    while True:
+        run = choose(recipe, None, resume=False)
+        with written(run.path):
+            try:
+                run.path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return run
+
+
+def is_finished(
+    run: RunFolder, recipe: Recipe, facts: Mapping[str, Any], *, override: bool = False
+) -> bool:
+    """Say whether this run has been trained to its end; `ConfigError` where it is another one."""
+    if not run.is_begun():
+        return False
+    check_same(run, recipe, facts, override=override)
+    return run.summary().get("status") == "finished"
 
 
 def check_same(
@@ -158,13 +196,26 @@ def environment() -> dict[str, Any]:
 
 
 def _usable(path: Path) -> Path:
-    """Refuse a path that is a file, or a folder of something else than a run."""
+    """Refuse a path where no run can be written, or a folder of something else than a run."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; a run needs a folder: give another --out")
+    # A parent that is not there is a slip, or a disk that is not mounted; runs/ is our own.
+    parent = path.parent
+    if not parent.is_dir() and parent != Path("runs"):
+        raise OutputError(
+            f"{path} cannot be written: its parent {parent} is "
+            f"{'no folder' if parent.exists() else 'not there'}; make it, or give another --out"
+        )
     strange = [p for p in path.iterdir() if p.name not in _BEGUN] if path.is_dir() else []
     if strange and not (path / "recipe.toml").is_file():
         raise ConfigError(
             f"{path} holds other files and no run; give an empty or a new folder as --out"
+        )
+    place = next(p for p in (path, parent, Path()) if p.is_dir())
+    if not os.access(place, os.W_OK) and RunFolder(path).summary().get("status") != "finished":
+        raise OutputError(
+            f"{path} cannot be written: {place} may not be written to, by its permissions or as a "
+            "read-only disk; give another --out"
         )
     return path
 

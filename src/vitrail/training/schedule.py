@@ -1,8 +1,10 @@
-"""The learning rate as a pure function of the step."""
+"""The learning rate, and the size of the images, as pure functions of the step."""
 
 import math
 
-from vitrail.training.recipe import Schedule
+from vitrail.training.recipe import Recipe, Schedule
+
+_GROWN = 0.8  # share of all steps after which images have their full size
 
 
 def factor(schedule: Schedule, step: int, steps: int) -> float:
@@ -27,3 +29,19 @@ def factor(schedule: Schedule, step: int, steps: int) -> float:
     if schedule.name == "cosine":
         return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * progress)) / 2
     return 1 - (1 - schedule.final) * progress
+
+
+def image_size(recipe: Recipe, step: int, steps: int) -> tuple[int, int] | None:
+    """Give the height and width at a step, in whole patches; None for the model's own.
+
+    Images grow from `train.first_size` (EfficientNetV2, Tan and Le 2021, section 4: small images
+    first, for they are cheap).
+    """
+    first, full, patch = recipe.train.first_size, recipe.model.image_size, recipe.model.patch_size
+    share = step / (_GROWN * steps)
+    if first is None or share >= 1:
+        return None
+    tall, wide = (
+        a + int((b - a) * share) // patch * patch for a, b in zip(first, full, strict=True)
+    )
+    return tall, wide

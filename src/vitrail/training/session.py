@@ -2,22 +2,30 @@
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.sources import Source, Splits
 from vitrail.errors import ConfigError, DataError, NonFiniteError
 from vitrail.inference.evaluate import Evaluation, evaluate_loader
 from vitrail.inference.runner import pick_device
+from vitrail.reporting.page import write_run_page
 from vitrail.training import checkpoint
 from vitrail.training.display import tell
 from vitrail.training.learner import Learner
+from vitrail.training.meters import Window
+from vitrail.training.objectives import Classify, Distill, Objective, Teacher
 from vitrail.training.recipe import Recipe
 from vitrail.training.run_folder import RunFolder
 from vitrail.training.schedule import factor
-from vitrail.weights.bundle import Bundle, default_preprocess, save
-from vitrail.weights.disk import write_bytes
+from vitrail.training.start import start
+from vitrail.weights.bundle import Bundle, save
+from vitrail.weights.disk import check_room, write_bytes
+from vitrail.weights.loading import load
 
 EXAMPLES = 10  # held-out images that a run leaves, to try `predict` on
 
@@ -33,7 +41,8 @@ class Session:
                 "or RGB: set --model.channels to 1 or 3"
             )
         self.device = pick_device(recipe.train.device)
-        self.preprocess = default_preprocess(recipe.model)
+        beginning = start(recipe, data.train.classes)
+        self.preprocess = beginning.preprocess
         self.loader = self._loader(data.train, recipe.train.batch_size)
         self.held_out = self._loader(data.held_out, max(recipe.train.batch_size, 64))
         self.per_epoch = self.loader.steps()
@@ -43,13 +52,29 @@ class Session:
                 f"images, so that no step can be taken; give --batch-size {len(data.train)} or less"
             )
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
-        self.learner = Learner(recipe, self.preprocess, self.device, self.steps)
-        self.done = 0
+        self.learner = Learner(recipe, beginning, self._objective(), self.device, self.steps)
+        self.done = self.saved = 0
+        self.broken: dict[int, str] = {}  # checkpoints that were passed over
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # in earlier sessions
         self.began, self.cpu_began = time.monotonic(), time.process_time()
         self.best = -1.0
         self.log_began = self.began
         self.last: Evaluation | None = None  # of the weights as they are now
+
+    def _objective(self) -> Objective:
+        settings, classes = self.recipe.objective, self.data.train.classes
+        counts = np.bincount(self.loader.labels, minlength=len(classes))
+        labels = Classify(settings, counts)
+        if settings.teacher is None:
+            return labels
+        how = self.preprocess
+        return Distill(
+            settings, labels, Teacher(load(settings.teacher), classes, how.mean, how.std)
+        )
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run.path / "checkpoints"
 
     def _loader(self, source: Source, batch_size: int) -> Loader:
         how = self.recipe.data
@@ -70,41 +95,64 @@ class Session:
         """Give the batch of every step that is left."""
         return self.loader.batches(self.recipe.train.seed, self.done, self.steps)
 
+    def start(self, facts: Mapping[str, Any]) -> None:
+        """Write what is known before the first step, if there is room for all that comes."""
+        self.check_room()
+        self.run.start(self.recipe, facts)
+
     def take_up(self) -> None:
         """Load the newest whole checkpoint, if there is one, and forget what came after it."""
-        found, broken = checkpoint.newest(self.run.path / "checkpoints")
-        used = f"checkpoint step-{found.step:08d}" if found else "the beginning"
-        for problem in broken:
-            text = f"passed over: {problem}; the run goes on from {used}"
+        found, self.broken = checkpoint.newest(self.checkpoints)
+        if self.broken:
+            step, problem = next(iter(self.broken.items()))
+            more = f" (and {len(self.broken) - 1} older ones)" if len(self.broken) > 1 else ""
+            used = f"checkpoint step-{found.step:08d}" if found else "the beginning"
+            text = f"passed over step-{step:08d}{more}: {problem}; the run goes on from {used}"
             self.run.log(text)
             tell(text)
         if found is not None:
             loop = found.parts["loop"]
             self.learner.load(found.parts)
-            self.done, self.best = found.step, float(loop["best"])
             self.spent = {name: float(loop[name]) for name in self.spent}
+            self.done = self.saved = found.step
         self.run.forget_after(self.done)
+        # A bundle is written before its row: the best of the rows is the one in best/.
+        measured = [row["top1"] for row in self.run.rows() if row["split"] == "val"]
+        self.best = max(measured, default=-1.0)
         self.run.log(f"starts at step {self.done} of {self.steps}")
+
+    def is_due(self, every: int) -> bool:
+        """Say whether what is done every so many epochs is to be done now; at the end it is."""
+        return self.done % (every * self.per_epoch) == 0 or self.done == self.steps
+
+    def owes_evaluation(self) -> bool:
+        """Say whether the run was stopped before it had measured the weights that it took up."""
+        if not self.done or not self.is_due(self.recipe.train.evaluate_every):
+            return False
+        return (self.done, "val") not in [(r["step"], r["split"]) for r in self.run.rows()]
 
     def log(self) -> dict[str, Any]:
         """Write a row of what was learned since the last; stop where it is not finite."""
         self.check_finite()
-        window = self.learner.read_window()
+        window = self.learner.meters.read()
+        if window.skipped:
+            self.note_skipped(window)
         lr = self.recipe.optimizer.lr * factor(self.recipe.schedule, self.done - 1, self.steps)
         rate = window.images / (time.monotonic() - self.log_began)
         self.log_began = time.monotonic()
         return self.add_row("train", window.loss, window.top1, lr, window.grad_norm, rate)
 
     def evaluate(self) -> Evaluation:
-        """Write a row of how good the weights are; keep them where they are the best so far."""
+        """Measure the weights, keep them where they are the best so far, and write a row."""
         began = time.monotonic()
         evaluation = self.measure()
         rate = evaluation.images / (time.monotonic() - began)
-        self.add_row("val", evaluation.loss, evaluation.top1, None, None, rate)
-        self.log_began += time.monotonic() - began  # its time is not the training's
         if evaluation.top1 > self.best:
             self.best = evaluation.top1
             save(self.bundle(evaluation), self.run.path / "best")
+        # Last, so that a run that died before takes all of it again.
+        self.add_row("val", evaluation.loss, evaluation.top1, None, None, rate)
+        self.log_began += time.monotonic() - began  # its time is not the training's
         self.last = evaluation
         return evaluation
 
@@ -116,39 +164,70 @@ class Session:
         return evaluate_loader(model, self.preprocess, self.held_out, names, dtype)
 
     def save(self) -> None:
-        """Write a checkpoint, if the weights are finite."""
+        """Write a checkpoint, if there is none of this step and the weights are finite."""
+        if self.saved == self.done:
+            return
         self.check_finite()
         began = time.monotonic()
         parts = self.learner.state()
-        parts["loop"] |= checkpoint.numbers({"best": self.best, **self.time_spent()})
-        path = checkpoint.save(self.run.path / "checkpoints", self.done, parts)
+        parts["loop"] |= checkpoint.numbers(self.time_spent())
+        self.run.settle_metrics()  # no checkpoint outlives the rows that came before it
+        path = checkpoint.save(self.checkpoints, self.done, parts)
+        self.saved = self.done
+        self.prune()
         self.run.log(f"saved {path.name}")
         self.log_began += time.monotonic() - began
 
-    def finish(self) -> None:
-        """Leave the last weights, a few images to try, the summary and the page."""
-        # A run that was stopped right here has its rows; it is measured again, not written twice.
-        evaluation = self.measure() if self.last is None else self.last
+    def prune(self) -> None:
+        """Drop the checkpoints that are not among the newest ones."""
+        checkpoint.prune(self.checkpoints, self.saved, self.recipe.train.keep, self.broken)
+
+    def finish(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Leave the last weights, a few images to try and the page; give the summary."""
         save(self.bundle(evaluation), self.run.path / "last")
         self.write_examples()
-        self.write_summary("finished", evaluation)
+        self.prune()  # of a run that was killed while it did
         self.run.log(f"finished at step {self.done}")
+        summary = self.summary("finished", evaluation)
+        write_run_page(self.run.path, summary)
+        return summary
+
+    def check_room(self) -> None:
+        """Raise `OutputError` where the disk has no room for what the run will write at least."""
+        train, model = self.recipe.train, self.learner.model
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        # The weights, their running mean, and one number a weight of the optimizer (AdamW has two).
+        checkpoint_bytes = weights * (3 if self.learner.mean is not None else 2)
+        saves = -(-self.steps // (train.save_every * self.per_epoch))
+        kept = min(saves, train.keep + 1)  # a new one is written before an old one goes
+        there = sum(file.stat().st_size for file in self.run.path.rglob("*.safetensors"))
+        check_room(self.run.path, kept * checkpoint_bytes + 2 * weights - there)
 
     def check_finite(self) -> None:
         """Raise `NonFiniteError` where a loss, gradient or weight is not finite."""
         if self.learner.is_finite():
             return
-        step = int(self.learner.first_bad)
-        step = self.done - 1 if step < 0 else step
+        bad = self.learner.meters.bad_step()
+        step, what = bad or (self.done - 1, "a weight was not finite")
         lr = self.recipe.optimizer.lr * factor(self.recipe.schedule, step, self.steps)
-        kept = sorted(checkpoint.steps(self.run.path / "checkpoints").values())
-        newest = (
-            f"the last finite checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        )
         raise NonFiniteError(
-            f"the loss, a gradient or a weight was not finite at step {step} (learning rate "
-            f"{lr:.3g}); {newest}. A lower --lr or a longer --schedule.warmup is the usual cure"
+            f"{what} at step {step} (learning rate {lr:.3g}); {self._last_checkpoint()}. "
+            "A lower --lr or a longer --schedule.warmup is the usual cure"
         )
+
+    def note_skipped(self, window: Window) -> None:
+        """Log the steps that were left out; where they were all there were, training is over."""
+        text = f"{window.skipped} steps before step {self.done} were not finite and left out"
+        self.run.log(f"{text}; {self.learner.meters.skipped} so far")
+        if not window.images:
+            raise NonFiniteError(
+                f"{text}, all there were (loss or gradient); {self._last_checkpoint()}. "
+                "A lower --lr or a longer --schedule.warmup is the usual cure"
+            )
+
+    def _last_checkpoint(self) -> str:
+        kept = sorted(checkpoint.steps(self.checkpoints).values())
+        return f"the last finite checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
 
     def add_row(
         self,
@@ -187,11 +266,15 @@ class Session:
             taken.add(name)
             write_bytes(self.run.path / "examples" / name, source.read(place))
 
-    def write_summary(
+    def write_summary(self, status: str, error: str | None = None) -> None:
+        self.run.write_summary(self.summary(status, error=error))
+
+    def summary(
         self, status: str, evaluation: Evaluation | None = None, error: str | None = None
-    ) -> None:
+    ) -> dict[str, Any]:
+        """Give what `summary.json` says."""
         bad = [*self.loader.bad.values(), *self.held_out.bad.values()]
-        values: dict[str, Any] = {
+        return {
             "status": status,
             "error": error,
             "step": self.done,
@@ -200,6 +283,7 @@ class Session:
             "top5": evaluation and evaluation.top5,
             "loss": evaluation and evaluation.loss,
             "best_top1": self.best if self.best >= 0 else None,
+            "skipped_steps": self.learner.meters.skipped,
             "parameters": sum(p.numel() for p in self.learner.model.parameters()),
             "train_images": len(self.data.train),
             "held_out_images": len(self.data.held_out),
@@ -207,7 +291,6 @@ class Session:
             "bad": [{"path": file.path, "reason": file.reason} for file in bad],
             "evaluation": evaluation and evaluation.to_json(),
         }
-        self.run.write_summary(values)
 
     def bundle(self, evaluation: Evaluation) -> Bundle:
         """Give the weights so far as a bundle."""

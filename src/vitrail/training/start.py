@@ -1,6 +1,6 @@
 """What a run begins with: random weights by its seed, or pretrained ones, and their pixels."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import NamedTuple
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError
 from vitrail.model.config import ViTConfig
-from vitrail.model.vit import ViT, seeded
+from vitrail.model.vit import ClassificationHead, ViT, seeded
 from vitrail.training.optimizer import layer
 from vitrail.training.recipe import Recipe
 from vitrail.weights.bundle import default_preprocess
@@ -21,12 +21,6 @@ class Start(NamedTuple):
 
     model: ViT
     preprocess: Preprocess
-
-
-def with_weights(recipe: Recipe, origin: str) -> Recipe:
-    """Give a recipe that begins with pretrained weights: the model is theirs."""
-    model = architecture(parse(origin)).replace(classes=recipe.model.classes)
-    return replace(recipe, model=model, train=replace(recipe.train, weights=origin))
 
 
 def start(recipe: Recipe, classes: tuple[str, ...]) -> Start:
@@ -89,5 +83,5 @@ def _unlike(stored: ViTConfig, asked: ViTConfig, origin: str) -> str:
 @torch.no_grad()
 def _set_head_bias(model: ViT, value: float) -> None:
     for head in (model.head, model.head_dist):
-        if head is not None and getattr(head, "bias", None) is not None:
+        if isinstance(head, ClassificationHead) and head.bias is not None:
             head.bias.fill_(value)

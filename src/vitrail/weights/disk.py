@@ -1,14 +1,21 @@
-"""Writing to disk: whole or not at all, and a failure says what is free."""
+"""Writing to disk: whole or not at all, and a failure says what is needed and what is free."""
 
+import ctypes
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vitrail.errors import OutputError
+
+Piece = bytes | memoryview
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, fcntl.h and fs.h
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -19,16 +26,22 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside, down to the disk, then renamed."""
+    """Write a file whole or not at all."""
+    write_pieces(path, [data], len(data))
+
+
+def write_pieces(path: Path, pieces: Iterable[Piece], size: int) -> None:
+    """Write a file of `size` bytes whole or not at all: beside, down to the disk, then renamed."""
     path = Path(os.path.realpath(path))  # a link stays one
-    with written(path):
+    with written(path, size):
         if path.exists() and not path.is_file():  # /dev/null, a pipe: renaming would replace it
-            path.write_bytes(data)
+            with path.open("wb") as file:
+                file.writelines(pieces)
             return
         beside = _hidden(path, ".part")
         try:
             with beside.open("wb") as file:
-                file.write(data)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
@@ -51,16 +64,29 @@ def new_folder(path: Path) -> Iterator[Path]:
             beside.mkdir(parents=True)
             yield beside
             _sync(beside)
-            if path.exists():
+            if path.exists() and not _exchange(beside, path):
                 path.replace(old)
-            beside.replace(path)
+            if not path.exists():
+                beside.replace(path)
         except BaseException:
             if old.exists() and not path.exists():
                 old.replace(path)
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        shutil.rmtree(old, ignore_errors=True)
-        _sync(path.parent)
+        try:
+            _sync(path.parent)
+        finally:
+            for left in (beside, old):  # what was there before
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder: half of one that was killed meanwhile is left to `mend`."""
+    gone = _hidden(path, ".part")
+    with written(path):
+        shutil.rmtree(gone, ignore_errors=True)
+        path.replace(gone)
+        shutil.rmtree(gone)
 
 
 def mend(folder: Path) -> None:
@@ -76,18 +102,46 @@ def mend(folder: Path) -> None:
             left.unlink()
 
 
+def check_room(path: Path, needed: int) -> None:
+    """Raise `OutputError` where the disk of `path` has not as many bytes free."""
+    free = _free(path)
+    if free < needed:
+        raise OutputError(
+            f"{path} cannot be written: {needed:,} bytes are needed, {free:,} bytes are free "
+            "there; make room and give the same command again"
+        )
+
+
 @contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Turn a failure to write below `path` into an `OutputError` that says what is free."""
+def written(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn a failure to write below `path` into an `OutputError`; of a full disk, with sizes."""
     try:
         yield
     except OSError as error:
-        folder = next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
-        free = shutil.disk_usage(folder).free
+        room = ""
+        if error.errno in _FULL:
+            wanted = "" if needed is None else f"{needed:,} bytes are needed, "
+            room = f" ({wanted}{_free(path):,} bytes are free there)"
         raise OutputError(
-            f"{error.filename or path} cannot be written: {error.strerror or error} "
-            f"({free:,} bytes are free there)"
+            f"{error.filename or path} cannot be written: {error.strerror or error}{room}"
         ) from error
+
+
+def _free(path: Path) -> int:
+    folder = next((p for p in (path, *path.absolute().parents) if p.is_dir()), Path("/"))
+    return shutil.disk_usage(folder).free
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one move, so that no kill finds neither; False: cannot.
+
+    Python has no name for it, and not every disk can: tmpfs and those of Linux can, NFS cannot.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    places = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    return rename(*places, _RENAME_EXCHANGE) == 0
 
 
 def _hidden(path: Path, ending: str) -> Path:

@@ -4,23 +4,22 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from vitrail.errors import DataError, WeightsError
-from vitrail.weights.disk import write_bytes
+from vitrail.weights.disk import Piece, write_pieces
 from vitrail.weights.formats.arrays import read_arrays
 from vitrail.weights.formats.foreign import WANTED, foreign
 from vitrail.weights.formats.pickles import PICKLE
-from vitrail.weights.formats.safetensors_files import read_safetensors
+from vitrail.weights.formats.safetensors_files import read_safetensors, safetensors_pieces
 from vitrail.weights.formats.stored import (
     AGAIN,
     MOST_JSON,
@@ -195,8 +194,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> str:
     """Write a safetensors file, down to the disk, and give its sha256."""
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    return _write(path, safetensors.torch.save(whole, dict(metadata) if metadata else None))
+    return _write(path, *safetensors_pieces(tensors, metadata or {}))
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -205,7 +203,7 @@ def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> str:
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     buffer = io.BytesIO()
     torch.save(own, buffer)
-    return _write(path, buffer.getvalue())
+    return _write(path, [buffer.getbuffer()], buffer.getbuffer().nbytes)
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
@@ -219,7 +217,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
             # A member's time would make other bytes each time: this one stays at 1980.
             with archive.open(ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-    return _write(path, buffer.getvalue())
+    return _write(path, [buffer.getbuffer()], buffer.getbuffer().nbytes)
 
 
 def sha256(path: Path) -> str:
@@ -228,6 +226,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(path: Path, data: bytes) -> str:
-    write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest()
+def _write(path: Path, pieces: Iterable[Piece], size: int) -> str:
+    digest = hashlib.sha256()
+
+    def hashed() -> Iterator[Piece]:
+        for piece in pieces:
+            digest.update(piece)
+            yield piece
+
+    write_pieces(path, hashed(), size)
+    return digest.hexdigest()

@@ -5,10 +5,12 @@ give other last bits, and a file that is cut afterwards takes the process with i
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vitrail.errors import WeightsError
 from vitrail.weights.formats.stored import (
@@ -19,6 +21,7 @@ from vitrail.weights.formats.stored import (
     clean,
     is_count,
     is_shape,
+    memory,
 )
 
 _DTYPES = {
@@ -28,6 +31,42 @@ _DTYPES = {
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
+
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# The package of that name sorts tensors by these, the last first, and then by name.
+_ORDER = [
+    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "I16", "U16", "F16", "BF16", "I32", "U32",
+    "F32", "F64", "I64", "U64",
+]  # fmt: skip
+
+
+def safetensors_pieces(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[Iterator[bytes | memoryview], int]:
+    """Give a safetensors file in pieces, and its size: the same bytes as of the package.
+
+    A piece is the memory of a tensor itself, which must stay as it is until it is written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    names = sorted(tensors, key=lambda name: (-_ORDER.index(_NAMES[tensors[name].dtype]), name))
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": _NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield head
+        for name in names:
+            yield memory(tensors[name].detach().cpu().contiguous())
+
+    return pieces(), len(head) + end
 
 
 def read_safetensors(file: RawFile) -> tuple[dict[str, Stored], dict[str, str]]:

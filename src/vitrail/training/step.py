@@ -1,0 +1,64 @@
+"""One step: losses of the micro-batches, their gradient, its norm, and the move."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from vitrail.training.objectives import Objective
+from vitrail.training.optimizer import Optimizer
+
+
+class StepResult(NamedTuple):
+    """Of one step, still on the device: reading one of them waits for it."""
+
+    loss: Tensor
+    right: Tensor
+    grad_norm: Tensor
+    taken: bool = True
+
+
+def train_step(
+    module: nn.Module,
+    objective: Objective,
+    optimizer: Optimizer,
+    micro_batches: Sequence[tuple[Tensor, Tensor]],
+    *,
+    images: int,
+    lr_factor: float,
+    clip: float,
+    scaler: GradScaler | None = None,
+    skip_nonfinite: bool = False,
+) -> StepResult:
+    """Take one step on the mean loss of `images` normalised images, B C H W in micro-batches.
+
+    An image that could not be read is in none of them, and counts as nothing. Nothing here waits
+    for the device, but with `skip_nonfinite`, and with a `scaler`, which float16 needs.
+    """
+    losses, right = [], []
+    for pixels, targets in micro_batches:
+        loss = objective.loss(module, pixels, targets)
+        mean = loss.mean * (len(pixels) / images)
+        (mean if scaler is None else scaler.scale(mean)).backward()
+        losses.append(mean.detach())
+        right.append(loss.right)
+    if scaler is not None:
+        optimizer.unscale(scaler)
+
+    grad_norm = nn.utils.clip_grad_norm_(module.parameters(), clip or float("inf"))
+    result = StepResult(torch.stack(losses).sum(), torch.stack(right).sum(), grad_norm)
+    if (skip_nonfinite or scaler is not None) and not is_finite(result):
+        result = result._replace(taken=False)
+        module.zero_grad(set_to_none=True)
+    else:
+        optimizer.step(lr_factor)
+    if scaler is not None:
+        scaler.update()  # a smaller scale where a gradient was not finite
+    return result
+
+
+def is_finite(result: StepResult) -> bool:
+    """Say whether a step can be taken; this waits for the device."""
+    return bool((result.loss + result.grad_norm).isfinite())
