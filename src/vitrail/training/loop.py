@@ -110,6 +110,10 @@ def _steps(session: Session, interrupt: Interrupt) -> None:
         if session.owes_evaluation():
             display.evaluated(session.evaluate().top1)
         for batch in session.batches():
+            if session.is_over():
+                with interrupt.later():
+                    session.save()
+                return
             with interrupt.later():
                 session.learner.step(batch, session.done)
                 session.done += 1

@@ -238,11 +238,14 @@ def default_recipe(
     """
     if weights is not None:
         return read_recipe("fine-tune", weights), ""
-    if parse(data).kind == "digits":
+    kind = parse(data).kind
+    if kind == "digits":
         return read_recipe("digits"), ""
     from vitrail.data.sources import largest_side  # it reads images: numpy and Pillow
 
     recipe = read_recipe("small-images")
+    if kind == "idx":  # MNIST's form: letters and digits in a mirror are others, or none
+        recipe = replace(recipe, augment=replace(recipe.augment, flip=False))
     if largest_side(data, image_column) <= 40:
         return recipe, ""
     photos = recipe.model.replace(image_size=(64, 64), patch_size=8)

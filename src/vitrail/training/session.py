@@ -57,7 +57,7 @@ class Session:
         self.broken: dict[int, str] = {}  # checkpoints that were passed over
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # in earlier sessions
         self.began, self.cpu_began = time.monotonic(), time.process_time()
-        self.best = -1.0
+        self.best, self.stale = -1.0, 0  # and the evaluations since then
         self.log_began = self.began
         self.last: Evaluation | None = None  # of the weights as they are now
 
@@ -119,6 +119,7 @@ class Session:
         # A bundle is written before its row: the best of the rows is the one in best/.
         measured = [row["top1"] for row in self.run.rows() if row["split"] == "val"]
         self.best = max(measured, default=-1.0)
+        self.stale = len(measured) - 1 - measured.index(self.best) if measured else 0
         self.run.log(f"starts at step {self.done} of {self.steps}")
 
     def is_due(self, every: int) -> bool:
@@ -130,6 +131,11 @@ class Session:
         if not self.done or not self.is_due(self.recipe.train.evaluate_every):
             return False
         return (self.done, "val") not in [(r["step"], r["split"]) for r in self.run.rows()]
+
+    def is_over(self) -> bool:
+        """Say whether so many evaluations brought nothing better that the run ends."""
+        patience = self.recipe.train.patience
+        return patience is not None and self.stale >= patience
 
     def log(self) -> dict[str, Any]:
         """Write a row of what was learned since the last; stop where it is not finite."""
@@ -147,8 +153,9 @@ class Session:
         began = time.monotonic()
         evaluation = self.measure()
         rate = evaluation.images / (time.monotonic() - began)
+        self.stale += 1
         if evaluation.top1 > self.best:
-            self.best = evaluation.top1
+            self.best, self.stale = evaluation.top1, 0
             save(self.bundle(evaluation), self.run.path / "best")
         # Last, so that a run that died before takes all of it again.
         self.add_row("val", evaluation.loss, evaluation.top1, None, None, rate)
