@@ -13,11 +13,12 @@ from runs import RECIPE, assert_equal_runs, rows, stop_after, stopped, with_trai
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, VitrailError
-from vitrail.model.vit import seeded
+from vitrail.model.vit import ViT, seeded
 from vitrail.training.loop import train
 from vitrail.training.objectives import Classify
 from vitrail.training.optimizer import Optimizer
 from vitrail.training.recipe import Objective, Recipe, Train, default_recipe, read_recipe
+from vitrail.training.recipe import Optimizer as SettingsOf
 from vitrail.training.session import Session
 from vitrail.training.start import freeze, start
 from vitrail.training.step import train_step
@@ -271,3 +272,52 @@ def test_half_precision_goes_on_as_if_never_stopped() -> None:
     weights = [(Path(run) / "last/model.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert weights[0] == weights[1]
     assert rows("whole") == rows("stopped")
+
+
+def test_a_head_alone_learns_from_features_that_are_computed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frozen = Train(epochs=6, batch_size=4, freeze=-1, weights=pretrained(("a", "b")), device="cpu")
+    recipe = Recipe(model=MODEL, data=RECIPE.data, train=frozen, optimizer=SettingsOf(lr=0.05))
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrail.training.session.can_keep", lambda *_: False)
+        slow = train(recipe, "slow").bundle().model.state_dict()
+    blocks: list[int] = []
+    forward = ViT.tokens
+
+    def counted(self: ViT, images: torch.Tensor, *args: Any) -> Any:
+        blocks.append(len(images))
+        return forward(self, images, *args)
+
+    monkeypatch.setattr(ViT, "tokens", counted)
+    run = train(recipe, "kept")
+
+    weights = run.bundle().model.state_dict()
+    for name, weight in slow.items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-5)
+    assert [r["loss"] for r in rows("kept")] == pytest.approx(
+        [r["loss"] for r in rows("slow")], abs=1e-5
+    )
+    evaluations = sum(r["split"] == "val" for r in rows("kept"))
+    assert sum(blocks) == 16 + 4 * evaluations  # each training image once
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(7, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, "stopped")
+    train(recipe, "stopped")
+    assert rows("stopped") == rows("kept")
+
+
+def test_the_linear_probe_trains_the_head_alone() -> None:
+    recipe = read_recipe("linear-probe", pretrained(("a", "b")))
+    recipe = replace(recipe, data=RECIPE.data, train=replace(recipe.train, batch_size=8, epochs=3))
+    (Path("photos") / "light" / "bad.png").write_bytes(b"no image")
+
+    run = train(replace(recipe, data=replace(recipe.data, max_bad_share=0.5)), "run")
+
+    before, after = load("pretrained").model.state_dict(), run.bundle().model.state_dict()
+    assert {n for n in before if not torch.equal(before[n], after[n])} == {
+        "head.weight",
+        "head.bias",
+    }
+    assert len(run.summary["bad"]) == 1

@@ -107,7 +107,7 @@ class Loader:
         Step s is batch s % steps() of epoch s // steps(); an epoch's first batches are in the
         making while the last of the one before are in use.
         """
-        return self._read(self._parts(seed, start, stop))
+        return self._read(self.parts(seed, start, stop))
 
     def once(self) -> Iterator[Batch]:
         """Give every sample once, in the source's own order; the last batch may be smaller.
@@ -135,7 +135,8 @@ class Loader:
         places, copies = repeated(places, self.augment.repeats, self.augment.mix_block)
         return places, places + length * copies
 
-    def _parts(self, seed: int, start: int, stop: int) -> Iterator[Part]:
+    def parts(self, seed: int, start: int, stop: int) -> Iterator[Part]:
+        """Say which samples are in the batches of `batches`, without reading any."""
         steps, size, block = self.steps(), self.batch_size, self.augment.mix_block
         share = size // self.ranks
         blocks = np.arange(size) // block

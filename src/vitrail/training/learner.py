@@ -30,7 +30,14 @@ class Learner:
     """The model in training; `state` is all that a resume needs, bit for bit."""
 
     def __init__(
-        self, recipe: Recipe, start: Start, objective: Objective, device: torch.device, steps: int
+        self,
+        recipe: Recipe,
+        start: Start,
+        objective: Objective,
+        device: torch.device,
+        steps: int,
+        *,
+        head_alone: bool = False,
     ) -> None:
         self.recipe, self.objective, self.device, self.steps = recipe, objective, device, steps
         self.model, self.preprocess = start.model.to(device).train(), start.preprocess
@@ -41,7 +48,9 @@ class Learner:
         self.scaler = GradScaler(device.type) if is_half else None
         if recipe.train.recompute:
             recomputed(self.model)
-        self.module: nn.Module = objective.module(self.model)
+        self.head_alone = head_alone  # batches are features then, and the head is what is trained
+        module: nn.Module = self.model.head if head_alone else objective.module(self.model)
+        self.module = module
         self.model_input = model_input
         if recipe.train.compile:
             self.module = torch.compile(self.module)  # type: ignore[assignment]
@@ -78,6 +87,8 @@ class Learner:
 
     def prepared(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """Give the model's input and its targets: labels, or each class's share where mixed."""
+        if self.head_alone:
+            return batch.images, batch.labels.to(self.device, non_blocking=True)
         how, (tall, wide) = self.recipe.augment, batch.images.shape[2:]
         seed = self.recipe.train.seed
         draws = draw(seed, batch.epoch, batch.keys, batch.blocks, how, (tall, wide))

@@ -19,6 +19,7 @@ from vitrail.training.display import tell
 from vitrail.training.learner import Learner
 from vitrail.training.meters import Window
 from vitrail.training.objectives import Classify, Distill, Objective, Teacher
+from vitrail.training.probe import Features, can_keep, features
 from vitrail.training.recipe import Recipe
 from vitrail.training.run_folder import RunFolder
 from vitrail.training.schedule import factor
@@ -52,7 +53,16 @@ class Session:
                 f"images, so that no step can be taken; give --batch-size {len(data.train)} or less"
             )
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
-        self.learner = Learner(recipe, beginning, self._objective(), self.device, self.steps)
+        self.features: Features | None = None  # of a frozen model's images, once they are needed
+        self.keeps_features = can_keep(recipe, beginning.model)
+        self.learner = Learner(
+            recipe,
+            beginning,
+            self._objective(),
+            self.device,
+            self.steps,
+            head_alone=self.keeps_features,
+        )
         self.done = self.saved = 0
         self.broken: dict[int, str] = {}  # checkpoints that were passed over
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # in earlier sessions
@@ -93,7 +103,13 @@ class Session:
 
     def batches(self) -> Iterator[Batch]:
         """Give the batch of every step that is left."""
-        return self.loader.batches(self.recipe.train.seed, self.done, self.steps)
+        seed = self.recipe.train.seed
+        if not self.keeps_features:
+            return self.loader.batches(seed, self.done, self.steps)
+        if self.features is None:
+            model, dtype = self.learner.model, self.recipe.train.dtype
+            self.features = features(model, self.preprocess, self.loader, dtype)
+        return self.features.batches(self.loader, seed, self.done, self.steps)
 
     def start(self, facts: Mapping[str, Any]) -> None:
         """Write what is known before the first step, if there is room for all that comes."""
