@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -40,20 +41,19 @@ class Learner:
         head_alone: bool = False,
     ) -> None:
         self.recipe, self.objective, self.device, self.steps = recipe, objective, device, steps
+        train = recipe.train
         self.model, self.preprocess = start.model.to(device).train(), start.preprocess
         self.mean = copy.deepcopy(self.model).eval() if recipe.ema.decay else None
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         self.meters = Meters(device)
-        is_half = recipe.train.dtype == "float16"
-        self.scaler = GradScaler(device.type) if is_half else None
-        if recipe.train.recompute:
+        self.scaler = GradScaler(device.type) if train.dtype == "float16" else None
+        if train.recompute:
             recomputed(self.model)
         self.head_alone = head_alone  # batches are features then, and the head is what is trained
         module: nn.Module = self.model.head if head_alone else objective.module(self.model)
-        self.module = module
-        self.model_input = model_input
-        if recipe.train.compile:
-            self.module = torch.compile(self.module)  # type: ignore[assignment]
+        self.module, self.model_input = module, model_input
+        if train.compile:
+            self.module = cast(nn.Module, torch.compile(module))
             self.model_input = torch.compile(model_input)
 
     @property
