@@ -47,6 +47,7 @@ class Train:
     resume: bool = False  # continue the newest unfinished run of this data
     override: bool = False  # continue a run although its recipe or data were others
     print_recipe: bool = False  # print the whole recipe as TOML, and train nothing
+    dry_run: bool = False  # take a few steps, say what time and memory to expect, write nothing
     json: bool = False  # print the summary as JSON
     tree: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
@@ -54,9 +55,13 @@ class Train:
         if self.print_recipe:
             print(to_toml(self.tree), end="")
             return 0
-        from vitrail.inference.formats import run_text
-        from vitrail.training.loop import train
+        from vitrail.inference.formats import run_text, trial_text
+        from vitrail.training.loop import dry_run, train
 
+        if self.dry_run:
+            found = dry_run(self.tree).to_json()
+            print(_json(found) if self.json else trial_text(found))
+            return 0
         run = train(self.tree, self.out, resume=self.resume, override=self.override)
         print(_json(run.summary) if self.json else run_text(run.folder, run.summary))
         return 0

@@ -21,6 +21,7 @@ SHORT = {
     "--device": "--train.device",
     "--dtype": "--train.dtype",
     "--weights": "--train.weights",
+    "--minutes": "--train.minutes",
 }
 
 
@@ -164,6 +165,7 @@ def _train_help() -> str:
         ("--resume", "continue the newest unfinished run of this data"),
         ("--override", "continue a run although its recipe or data were others"),
         ("--print-recipe", "print the whole recipe as TOML, and train nothing"),
+        ("--dry-run", "take a few steps, say what time and memory to expect, write nothing"),
         ("--json", "print the summary as JSON"),
     ]
     short = [(a, f"short for {b}") for a, b in SHORT.items() if a != "--weights"]

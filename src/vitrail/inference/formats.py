@@ -74,6 +74,21 @@ def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
     )
 
 
+def trial_text(found: Mapping[str, Any]) -> str:
+    """Say what a whole run is going to take, by a few steps of it."""
+    parts = f", {found['micro_batch']:,} images at a time" if found["micro_batch"] else ""
+    minutes = found["seconds"] / 60
+    return "\n".join(
+        [
+            f"a step takes {found['step_seconds']:.3g} s{parts}",
+            f"an evaluation takes {found['evaluation_seconds']:.3g} s",
+            f"memory: {found['peak_bytes'] / 2**20:,.0f} MiB at most",
+            f"{found['steps']:,} steps and {found['evaluations']:,} evaluations: "
+            f"about {minutes:,.1f} minutes",
+        ]
+    )
+
+
 def _table(answers: Iterable[Prediction]) -> Iterator[str]:
     rows = list(answers)
     width = max((len(one_line(row.path)) for row in rows), default=0)

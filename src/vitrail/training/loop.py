@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitrail.data.sources import open_data
+from vitrail.data.sources import Splits, open_data
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.inference.runner import undisturbed
 from vitrail.reporting.page import write_run_page
@@ -15,6 +15,7 @@ from vitrail.training.lock import held, sweep
 from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.run_folder import choose, claim, is_finished
 from vitrail.training.session import Session
+from vitrail.training.trial import Trial, settled, trial
 from vitrail.weights.bundle import Bundle
 from vitrail.weights.loading import load
 
@@ -48,17 +49,7 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
     run = choose(recipe, out, resume)
-    where = recipe.data
-    data = open_data(
-        where.source,
-        where.held_out_share,
-        where.split_seed,
-        image_column=where.image_column,
-        label_column=where.label_column,
-    )
-    for note in data.notes:
-        tell(note)
-    recipe = replace(recipe, model=recipe.model.replace(classes=len(data.train.classes)))
+    recipe, data = _with_data(recipe)
     facts = {"classes": list(data.train.classes), "data_digest": data.digest}
     if is_finished(run, recipe, facts, override=override):
         sweep(run.path)
@@ -74,10 +65,36 @@ def train(
     return Run(run.path, run.summary())
 
 
+def dry_run(recipe: Recipe | str | Path) -> Trial:
+    """Take a few steps of a recipe and write nothing: the time and memory to expect."""
+    if not isinstance(recipe, Recipe):
+        recipe = read_recipe(recipe)
+    recipe, data = _with_data(recipe)
+    with undisturbed(recipe.train.cpu_threads):
+        return trial(recipe, data)
+
+
+def _with_data(recipe: Recipe) -> tuple[Recipe, Splits]:
+    """Open the images of a recipe, and give it their classes."""
+    where = recipe.data
+    data = open_data(
+        where.source,
+        where.held_out_share,
+        where.split_seed,
+        image_column=where.image_column,
+        label_column=where.label_column,
+    )
+    for note in data.notes:
+        tell(note)
+    model = recipe.model.replace(classes=len(data.train.classes))
+    return replace(recipe, model=model), data
+
+
 def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None:
     """Bring a run to its end, or say in its summary why it ended early."""
     try:
         try:
+            session = settled(session)
             with interrupt.later():
                 session.start(facts)
             session.take_up()

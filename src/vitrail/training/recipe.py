@@ -127,10 +127,11 @@ class Train:
 
     epochs: int = 100
     steps: int | None = None  # instead of epochs
+    minutes: float | None = None  # instead of both: the steps that take so long on this machine
     batch_size: int = 128
     seed: int = 0  # of weights, order and augmentation
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    micro_batch: int | None = None  # images of a batch at a time; absent: all of them
+    micro_batch: int | None = None  # images of a batch at a time; absent: as many as fit
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the arithmetic, not weights
     cpu_threads: int | None = None  # that one operation is shared by; absent: one for each core
     compile: bool = False  # with torch.compile: a minute first, faster after it
@@ -159,6 +160,7 @@ class Train:
             1,
         )
         check_range(self, "freeze", -1)
+        check_range(self, "minutes", 0, open_low=True)
         check_range(self, "seed", 0, 2**31 - 1)  # the step is added below it, in 64 bits
 
 

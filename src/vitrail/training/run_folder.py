@@ -23,6 +23,8 @@ _BEGUN = (
     lock.NAME,
     "checkpoints",
     "examples",
+    "settled.json",
+    ".settled.json.part",
     "environment.json",
     ".environment.json.part",
     ".recipe.toml.part",

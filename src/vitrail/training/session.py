@@ -34,8 +34,11 @@ EXAMPLES = 10  # held-out images that a run leaves, to try `predict` on
 class Session:
     """One process that works on a run, from its newest checkpoint to its end."""
 
-    def __init__(self, recipe: Recipe, data: Splits, run: RunFolder) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Splits, run: RunFolder, asked: Recipe | None = None
+    ) -> None:
         self.recipe, self.data, self.run = recipe, data, run
+        self.asked = asked or recipe  # what the run stores, where `recipe` has more settled
         if recipe.model.channels not in (1, 3):
             raise ConfigError(
                 f"the model reads {recipe.model.channels} channels, but images are read as grey "
@@ -114,7 +117,7 @@ class Session:
     def start(self, facts: Mapping[str, Any]) -> None:
         """Write what is known before the first step, if there is room for all that comes."""
         self.check_room()
-        self.run.start(self.recipe, facts)
+        self.run.start(self.asked, facts)
 
     def take_up(self) -> None:
         """Load the newest whole checkpoint, if there is one, and forget what came after it."""

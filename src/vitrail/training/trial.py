@@ -1,0 +1,131 @@
+"""What a few steps tell before a run begins: their time, their memory, and what fits into both."""
+
+import resource
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vitrail.data.sources import Splits
+from vitrail.errors import ConfigError
+from vitrail.training.display import tell
+from vitrail.training.recipe import Recipe
+from vitrail.training.run_folder import RunFolder
+from vitrail.training.session import Session
+from vitrail.weights.disk import write_json
+from vitrail.weights.files import read_json
+
+STEPS = 20  # that are timed, and then taken again by the run itself
+_WARM = 3  # of them are slower: memory is new, and kernels are chosen
+FILE = "settled.json"
+
+
+class Trial(NamedTuple):
+    """A few steps of a recipe: the seconds of one, of an evaluation, and the most memory."""
+
+    step_seconds: float
+    evaluation_seconds: float
+    peak_bytes: int
+    micro_batch: int
+    steps: int  # of the whole run
+    evaluations: int
+
+    @property
+    def seconds(self) -> float:
+        """The time that the whole run is going to take."""
+        return self.steps * self.step_seconds + self.evaluations * self.evaluation_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        return {**self._asdict(), "seconds": self.seconds}
+
+
+def settled(session: Session) -> Session:
+    """Give the session with its steps and micro-batch settled, once for a run and its resumes.
+
+    `train.minutes` becomes a number of steps, and a batch that does not fit a GPU's memory is
+    taken in parts. What was decided stands in the run folder, and is not decided again.
+    """
+    recipe, data, run = session.recipe, session.data, session.run
+    train, file = recipe.train, run.path / FILE
+    if file.is_file():
+        values = read_json(file)
+        return Session(_with(recipe, values["steps"], values["micro_batch"]), data, run, recipe)
+    if train.minutes is None and (train.micro_batch is not None or session.device.type != "cuda"):
+        return session
+    found = trial(recipe, data)
+    steps = train.steps
+    if train.minutes is not None:
+        steps = _steps_within(60 * train.minutes, found, session)
+        tell(f"{train.minutes:g} minutes are {steps:,} steps of {found.step_seconds:.3g} s")
+    values = {"steps": steps, "micro_batch": found.micro_batch, "trial": found.to_json()}
+    write_json(file, values)
+    return Session(_with(recipe, steps, found.micro_batch), data, run, recipe)
+
+
+def trial(recipe: Recipe, data: Splits, steps: int = STEPS) -> Trial:
+    """Take a few steps of a run that is thrown away; half as many images at once until they fit."""
+    size = recipe.train.micro_batch or recipe.train.batch_size
+    while True:
+        try:
+            return _tried(_with(recipe, recipe.train.steps, size), data, steps)
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise ConfigError(
+                    "one image at a time does not fit the memory of this device; "
+                    "give a smaller --model, --model.image-size or --train.recompute"
+                ) from error
+        torch.cuda.empty_cache()
+        size = (size + 1) // 2
+
+
+def _tried(recipe: Recipe, data: Splits, steps: int) -> Trial:
+    session = Session(recipe, data, RunFolder(Path("trial")))  # nothing is written there
+    marks = []
+    for number, batch in enumerate(session.batches()):
+        session.learner.step(batch, number)
+        _wait(session.device)
+        marks.append(time.monotonic())
+        if len(marks) == steps:
+            break
+    began = time.monotonic()
+    session.measure()
+    warm = min(_WARM, len(marks) - 1)
+    timed = (marks[-1] - marks[warm]) / max(len(marks) - 1 - warm, 1)
+    every = recipe.train.evaluate_every * session.per_epoch
+    return Trial(
+        step_seconds=timed,
+        evaluation_seconds=time.monotonic() - began,
+        peak_bytes=_peak(session.device),
+        micro_batch=recipe.train.micro_batch or recipe.train.batch_size,
+        steps=session.steps,
+        evaluations=-(-session.steps // every),
+    )
+
+
+def _steps_within(seconds: float, found: Trial, session: Session) -> int:
+    """Give the steps that take so long, with the evaluations between them."""
+    every = session.recipe.train.evaluate_every * session.per_epoch
+    each = found.step_seconds + found.evaluation_seconds / every
+    return max(int((seconds - found.evaluation_seconds) / each), 1)
+
+
+def _with(recipe: Recipe, steps: int | None, micro_batch: int) -> Recipe:
+    train = replace(recipe.train, steps=steps, micro_batch=micro_batch)
+    return replace(recipe, train=train)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Of the whole process, in kilobytes on Linux and in bytes on macOS.
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
