@@ -164,6 +164,26 @@ def test_a_piece_is_read_once_by_whoever_asks_first() -> None:
     assert reads == [7] and not kept.reading
 
 
+def test_a_piece_that_two_read_because_it_was_pushed_out_meanwhile_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layouts, "KEPT_BYTES", 10)
+    reads: list[int] = []
+
+    def read(number: int) -> bytes:
+        reads.append(number)
+        if reads == [0]:  # in the middle of it, others forget that 0 is being read, and read it
+            del kept.reading[0]
+            assert kept[0] == bytes(10)
+        return bytes(10)
+
+    kept = Kept(read, len)
+
+    assert kept[0] == bytes(10)
+    assert reads == [0, 0] and kept.bytes == 10
+    assert kept[1] == bytes(10) and kept.bytes == 10 and list(kept.pieces) == [1]
+
+
 def test_the_pieces_used_last_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layouts, "KEPT_BYTES", 30)
     reads: list[int] = []

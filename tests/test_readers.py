@@ -19,7 +19,8 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.readers import Memory
 from vitrail.data.sources import open_data
 from vitrail.data.storage import read, read_range
-from vitrail.errors import DataError
+from vitrail.errors import ConfigError, DataError
+from vitrail.training.recipe import Data
 
 GREY = Preprocess(size=(4, 4), mean=(0.5,), std=(0.5,))
 
@@ -84,6 +85,26 @@ def test_a_read_that_hangs_is_named_within_the_time_limit(threads: int) -> None:
     assert not decoding()
 
 
+def test_many_hanging_reads_are_left_as_soon_as_one() -> None:
+    class AllHang(Hanging):
+        def read(self, index: int) -> bytes:
+            self.free.wait(60)
+            return picture(index)
+
+    source = AllHang()
+    began = time.monotonic()
+
+    with pytest.raises(DataError, match=r"no answer within 0\.2 s"):
+        list(loader(source, threads=8, timeout=0.2).once())
+
+    assert time.monotonic() - began < 6  # not two seconds for each of the threads
+    left = decoding()
+    source.free.set()
+    assert len(left) == 8
+    for thread in left:
+        thread.join(10)
+
+
 def test_a_slow_read_is_no_hanging_one() -> None:
     class Slow(Hanging):
         def read(self, index: int) -> bytes:
@@ -93,6 +114,13 @@ def test_a_slow_read_is_no_hanging_one() -> None:
     batches = list(loader(Slow(40, at=-1), threads=1, timeout=0.4).once())
 
     assert sum(len(b.labels) for b in batches) == 40
+
+
+def test_a_time_limit_is_one_that_the_clock_can_count() -> None:
+    assert list(loader(Hanging(at=-1), timeout=Data(timeout=1e6).timeout).once())
+
+    with pytest.raises(ConfigError, match=r"timeout is 1000000000000\.0; it should be above 0"):
+        Data(timeout=1e12)
 
 
 @pytest.mark.slow

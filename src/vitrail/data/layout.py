@@ -58,8 +58,10 @@ class Kept(Generic[T]):
                     return self.pieces[number]
             piece = self.read(number)
             with self.lock:
-                self.pieces[number] = piece
                 self.reading.pop(number, None)
+                if number in self.pieces:  # put back after others had pushed it out: counted once
+                    return self.pieces[number]
+                self.pieces[number] = piece
                 self.bytes += self.size(piece)
                 while self.bytes > KEPT_BYTES and len(self.pieces) > 1:
                     self.bytes -= self.size(self.pieces.popitem(last=False)[1])

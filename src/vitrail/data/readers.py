@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
+from time import monotonic
 from types import TracebackType
 from weakref import finalize
 
@@ -11,7 +12,7 @@ import numpy as np
 from vitrail.errors import DataError
 
 _TICKS = 20  # looks at a wait: a process that was stopped for an hour has missed one of them
-_PATIENCE = 2.0  # seconds for the samples in hand when the threads are sent home
+_PATIENCE = 2.0  # seconds for all samples in hand when the threads are sent home
 
 
 class Work:
@@ -62,8 +63,9 @@ class Readers:
         self.closed = True
         for _ in self.threads:
             self.waiting.put(None)
+        deadline = monotonic() + _PATIENCE
         for thread in self.threads:
-            thread.join(_PATIENCE)
+            thread.join(max(deadline - monotonic(), 0))
 
     def submit(self, work: Work, rows: np.ndarray) -> None:
         """Have these rows filled."""

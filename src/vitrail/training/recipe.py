@@ -41,7 +41,7 @@ class Data:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "threads", 1)
-        check_range(self, "timeout", 0, open_low=True)
+        check_range(self, "timeout", 0, 1e6, open_low=True)  # twelve days: no clock overflows
         check_range(self, "max_bad_share", 0, 1)
         check_range(self, "split_seed", 0, 2**32 - 1)
         if not 0 < self.held_out_share < 1:
