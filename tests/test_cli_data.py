@@ -64,6 +64,21 @@ def test_json_is_one_document_whatever_the_names_are(capsys: pytest.CaptureFixtu
     assert sum(split["images"] for split in found["splits"].values()) == 21
 
 
+def test_columns_of_other_names_are_found_by_every_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = [f"{path},{path.parent.name}" for path in sorted(Path("photos").rglob("*.png"))]
+    Path("table.csv").write_text("\n".join(["photo,kind", *files]))
+    columns = ["--image-column", "photo", "--label-column", "kind"]
+
+    code, out, err = say(capsys, "table.csv", *columns, "--show", "seen.png")
+    assert (code, out, err) == (0, "seen.png\n", "")
+    columns = [word.replace("--", "--data.") for word in columns]
+    for more in (["--print-recipe"], ["--resume", "--out", "empty", "--print-recipe"]):
+        assert main(["train", "table.csv", *columns, *more]) == 0
+        assert 'label_column = "kind"' in str(capsys.readouterr().out)
+
+
 def test_what_was_passed_over_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     Path("photos/dark/notes.txt").write_text("mine")
     note = "passed over: 1 without the name of an image"

@@ -156,7 +156,7 @@ class Data:
         if self.recipe is not None:
             recipe = read_recipe(self.recipe)
         elif self.show is not None:
-            recipe, note = default_recipe(self.data, self.image_column)
+            recipe, note = default_recipe(self.data, self.image_column, self.label_column)
         if note:
             print(note, file=sys.stderr)
         names = (*SPLIT, "threads")

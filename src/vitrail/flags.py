@@ -62,13 +62,14 @@ def read_train(command: Any, verb: str, words: list[str]) -> Any:
 
 def _recipe(given: Any, other_model: bool) -> Recipe:
     """Give the recipe that the flags ask for, or the data, or the run that is to be resumed."""
+    columns = (given.tree.data.image_column, given.tree.data.label_column)
     weights = given.tree.train.weights
     if given.recipe is not None:
         recipe = read_recipe(given.recipe, weights)
     elif given.resume:
-        recipe = _recipe_to_resume(given.data, given.out)
+        recipe = _recipe_to_resume(given.data, given.out, columns)
     else:
-        recipe, note = default_recipe(given.data, given.tree.data.image_column, weights)
+        recipe, note = default_recipe(given.data, *columns, weights)
         if note and not (given.model or other_model or given.print_recipe):
             print(note, file=sys.stderr)
     if given.model is not None:
@@ -101,13 +102,13 @@ def _unchecked(recipe: Recipe) -> Recipe:
     return replace(recipe, model=_AnyModel(**values))
 
 
-def _recipe_to_resume(data: str, out: str | None) -> Recipe:
+def _recipe_to_resume(data: str, out: str | None, columns: tuple[str | None, str | None]) -> Recipe:
     """Give the recipe of the run that --resume means; a folder without one has the data's."""
     from vitrail.training.run_folder import choose
 
     run = choose(Recipe(data=Data(source=data)), out, resume=True)
     recipe = run.path / "recipe.toml"
-    return read_recipe(recipe) if recipe.is_file() else default_recipe(data)[0]
+    return read_recipe(recipe) if recipe.is_file() else default_recipe(data, *columns)[0]
 
 
 def _check_flags(command: type, verb: str, words: list[str]) -> None:

@@ -100,10 +100,12 @@ def open_data(
     return splits._replace(names=("train", *names))
 
 
-def largest_side(data: str, image_column: str | None = None) -> int:
+def largest_side(
+    data: str, image_column: str | None = None, label_column: str | None = None
+) -> int:
     """Give the longer side, in pixels, of the first image that can be opened; 0 where none can."""
     try:
-        parts = _found(parse(data), image_column, None).parts
+        parts = _found(parse(data), image_column, label_column).parts
     except OSError:
         return 0
     images = parts.get("train") or next(iter(parts.values()))

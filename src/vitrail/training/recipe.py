@@ -231,7 +231,10 @@ def read_recipe(name_or_file: str | Path, weights: str | None = None) -> Recipe:
 
 
 def default_recipe(
-    data: str, image_column: str | None = None, weights: str | None = None
+    data: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    weights: str | None = None,
 ) -> tuple[Recipe, str]:
     """Give the recipe that fits a DATA address, and a line to tell the user, empty for most.
 
@@ -248,7 +251,7 @@ def default_recipe(
     recipe = read_recipe("small-images")
     if kind == "idx":  # MNIST's form: letters and digits in a mirror are others, or none
         recipe = replace(recipe, augment=replace(recipe.augment, flip=False))
-    if largest_side(data, image_column) <= 40:
+    if largest_side(data, image_column, label_column) <= 40:
         return recipe, ""
     photos = recipe.model.replace(image_size=(64, 64), patch_size=8)
     return replace(recipe, model=photos), (
