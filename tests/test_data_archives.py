@@ -63,6 +63,17 @@ def test_a_split_csv_that_lists_what_the_tar_lacks_is_refused(tmp_path: Path) ->
         open_data(str(pack(tmp_path / "set.tar", {**pictures(*CATS), "split.csv": text})))
 
 
+def test_the_columns_of_a_tar_s_split_csv_may_be_named(tmp_path: Path) -> None:
+    text = b"fname,species,split\ncat/0.png,x,train\ncat/1.png,y,train\ncat/2.png,x,val\n"
+    path = str(pack(tmp_path / "set.tar", {**pictures(*CATS), "split.csv": text}))
+
+    with pytest.raises(DataError, match=r"--data\.image-column"):
+        open_data(path)
+    found = open_data(path, image_column="fname", label_column="species")
+
+    assert listing(found.train) == {"cat/0.png": "x", "cat/1.png": "y"}
+
+
 @pytest.mark.parametrize("name", ["../cat/1.png", "cat/../../1.png", "/etc/cat/1.png"])
 def test_a_member_outside_of_the_archive_is_refused_by_name(tmp_path: Path, name: str) -> None:
     path = pack(tmp_path / "in" / "set.tar", {**pictures(*CATS), name: picture()})

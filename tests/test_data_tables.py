@@ -96,6 +96,50 @@ def test_a_csv_that_no_run_can_use_is_refused(tmp_path: Path, table: str, tellin
         open_data(write(tmp_path, table, {}))
 
 
+@pytest.mark.parametrize("column", ["split", "Split", "SPLIT"])
+def test_the_column_split_is_found_in_either_case(tmp_path: Path, column: str) -> None:
+    rows = ROWS.replace(",split", "," + column)
+    (tmp_path / "b").mkdir()
+    table = {"path": ["1.png", "2.png", "3.png"], "label": ["x", "y", "x"]}
+    pq.write_table(pa.table({**table, column: ["train", "train", "dev"]}), tmp_path / "b/a.parquet")
+
+    for found in (
+        open_data(write(tmp_path / "a", rows, FILES)),
+        open_data(str(tmp_path / "b/a.parquet")),
+    ):
+        assert (len(found.train), len(found.held_out)) == (2, 1)
+        assert found.names[:2] == ("train", "val")
+
+
+def test_parquet_files_that_contradict_each_other_on_splits_are_refused(tmp_path: Path) -> None:
+    splits = ["train", "val"] * 4
+    parquet(tmp_path / "a" / "one.parquet", 0, 8, split=splits)
+    parquet(tmp_path / "a" / "two.parquet", 8, 8)
+    parquet(tmp_path / "b" / "train-0.parquet", 0, 8, split=splits)
+    parquet(tmp_path / "b" / "val-0.parquet", 8, 8)
+
+    with pytest.raises(DataError, match=r'two\.parquet" has no column "split"'):
+        open_data(str(tmp_path / "a"))
+    with pytest.raises(DataError, match=r'val-0\.parquet" and .* both have the split "val"'):
+        open_data(str(tmp_path / "b"))
+
+
+def test_numbers_are_the_same_label_with_and_without_zeros_before_them(tmp_path: Path) -> None:
+    rows = "".join(f"{i}.png,{'0' * (i // 2)}{i % 2 + 1}\n" for i in range(8))
+
+    found = open_data(write(tmp_path, "path,label\n" + rows, {}, "a.csv"))
+
+    assert found.train.classes == ("1", "2")
+    assert set(listing(found.train).items()) <= {(f"{i}.png", str(i % 2 + 1)) for i in range(8)}
+
+
+def test_labels_that_are_names_of_numbers_are_names(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("001\n002\n003\n")
+    rows = ROWS.replace("ant", "001").replace("bee", "002")
+
+    assert set(listing(open_data(write(tmp_path, rows, FILES)).train).values()) == {"001", "002"}
+
+
 def test_a_label_outside_of_classes_txt_is_named(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
 

@@ -72,8 +72,9 @@ def tar_index(path: str) -> Index:
     return Index(names, np.array(starts, np.int64), np.array(lengths, np.int64))
 
 
-def open_tar(address: Address) -> Found:
+def open_tar(address: Address, image_column: str | None, label_column: str | None) -> Found:
     """Open a tar of class folders, with or without train/ and val/ or a `split.csv`."""
+    columns = (image_column, label_column)
     path, index = address.path, tar_index(address.path)
     members = {index.names[row]: row for row in range(len(index.names))}
     if any(name.endswith(".cls") for name in members):
@@ -86,12 +87,12 @@ def open_tar(address: Address) -> Found:
     inside = [name for name in members if name.rpartition("/")[2] == "split.csv"]
     beside = join(parent(path), "split.csv")
     if address.files or (not inside and exists(beside)):
-        return _listed(path, members, "", read(beside), beside, stored)
+        return _listed(path, members, "", read(beside), beside, stored, columns)
     if len(inside) == 1:
         root = inside[0].removesuffix("split.csv")
         text = stored.read(members[inside[0]])
         where = f"{path}: {inside[0]}"
-        return _listed(path, members, root, text, where, stored)
+        return _listed(path, members, root, text, where, stored, columns)
     passed: Counter[str] = Counter()
     images = []
     for name in members:
@@ -173,10 +174,11 @@ def _listed(
     text: bytes,
     where: str,
     stored: Members,
+    columns: tuple[str | None, str | None],
 ) -> Found:
     """Give the images that a `split.csv` lists; its paths start at `root`, or one folder up."""
     table = read_csv(text, where)
-    listed = listed_rows(table, where, (), None, None)
+    listed = listed_rows(table, where, (), *columns)
     paths = listed.paths
     roots = [root, *sorted({name.partition("/")[0] + "/" for name in members if "/" in name})]
     root = next((r for r in roots if r + paths[0] in members), root)
@@ -193,6 +195,6 @@ def _listed(
     if classes_file:
         known = parse_class_names(stored.read(members[classes_file]), f"{path}: {classes_file}")
     if known:
-        listed = listed_rows(table, where, known, None, None)
+        listed = listed_rows(table, where, known, *columns)
     rows = np.array([members[root + name] for name in paths], np.int64)
     return listed.found(lambda row: stored.read(rows[row]), stored.layout.at(rows))

@@ -95,16 +95,11 @@ def numbered(
     `names` does not have.
     """
     found, places = np.unique(np.asarray(values), return_inverse=True)
-    whole = all(_is_whole(value) for value in found.tolist())
-    if whole:  # 10 comes after 9
-        texts = [str(int(value)) for value in found.tolist()]
-        order = np.argsort([int(text) for text in texts], kind="stable")
-    else:
-        texts = [str(value) for value in found.tolist()]
-        order = np.arange(len(texts))
-    if not names:
-        rank = np.argsort(order)
-        return rank[places].astype(np.int32), tuple(texts[i] for i in order)
+    texts = [str(value) for value in found.tolist()]
+    whole = all(map(_is_whole, found.tolist()))
+    if whole and not set(texts) <= set(names):
+        texts = [str(int(text)) for text in texts]  # 01 is 1, and 10 comes after 9
+    names = names or sorted(set(texts), key=int if whole else None)
     by_number = whole and not set(texts) <= set(names)
     place = {name: i for i, name in enumerate(map(str, range(len(names))) if by_number else names)}
     strange = [text for text in texts if text not in place]

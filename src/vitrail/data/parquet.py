@@ -17,6 +17,7 @@ from vitrail.data.tables import (
     folders_names,
     pick,
     read_path,
+    split_column,
 )
 from vitrail.errors import DataError
 
@@ -70,7 +71,7 @@ class Table:
         self.label = pick(schema.names, label_column, LABEL_COLUMNS, "label", path)
         count = self.metadata.num_row_groups
         self.groups = [self.metadata.row_group(g).num_rows for g in range(count)]
-        self.has_split = "split" in schema.names
+        self.split = split_column(schema.names)
         self.classes = _class_label(schema.metadata, self.label)
         kind = schema.field(self.image).type
         self.has_paths = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
@@ -112,6 +113,11 @@ def open_parquet(address: Address, image_column: str | None, label_column: str |
     for split, files in by_split.items():
         tables = [Table(join(address.path, f), image_column, label_column) for f in files]
         for name, images in _open(tables, known).parts.items():
+            if (name or split) in parts:
+                raise DataError(
+                    f'"{join(address.path, files[0])}" and a file before it both have the split '
+                    f'"{name or split}"; name the files by their splits, or give all rows one'
+                )
             parts[name or split] = images
     return Found(parts)
 
@@ -131,8 +137,11 @@ def _open(tables: list[Table], known: tuple[str, ...]) -> Found:
         check_filled(own, named, table.path)
         values += own
         names += named
-        if table.has_split:
-            splits += [split_name(str(name)) for name in table.column("split").to_pylist()]
+        if table.split is not None:
+            splits += [split_name(str(name)) for name in table.column(table.split).to_pylist()]
+    if splits and len(splits) != len(values):
+        lacks = next(table.path for table in tables if table.split is None)
+        raise DataError(f'"{lacks}" has no column "split", but others beside it have one')
     if not values:
         raise DataError(f'"{tables[0].path}" has no rows')
     if any(isinstance(value, float | list | dict | bytes) for value in values):

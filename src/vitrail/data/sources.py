@@ -161,7 +161,7 @@ def _found(address: Address, image_column: str | None, label_column: str | None)
     if address.kind == "tar":
         from vitrail.data.archives import open_tar
 
-        return open_tar(address)
+        return open_tar(address, image_column, label_column)
     if address.kind == "shards":
         from vitrail.data.shards import open_shards
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -102,10 +102,11 @@ def listed_rows(
     paths = table[pick(table, image_column, IMAGE_COLUMNS, "image", where)]
     values = [v.strip() for v in table[pick(table, label_column, LABEL_COLUMNS, "label", where)]]
     check_filled(values, paths, where)
-    splits = np.array([split_name(value.strip()) for value in table.get("split", [])] or [""])
-    splits = np.broadcast_to(splits, len(values)) if len(splits) != len(values) else splits
+    column = split_column(table)
+    splits = np.array([split_name(v.strip()) for v in table[column]] if column else [""])
+    splits = np.broadcast_to(splits, len(values))
     strange = sorted(set(splits.tolist()) - {"train", "val", "test"})
-    if strange and "split" in table:
+    if strange and column:
         raise DataError(
             f'"{where}" has the split "{strange[0]}"; splits are train, val and test.'
             f"{nearest(strange[0], ('train', 'val', 'test'))}"
@@ -133,6 +134,11 @@ def pick(
         f'"{where}" lacks {asked}; it has {", ".join(columns)}.'
         f"{nearest(given or what, columns)} Name it with --data.{what}-column"
     )
+
+
+def split_column(columns: Iterable[str]) -> str | None:
+    """Give the column that says each row's split, None where there is none."""
+    return next((name for name in columns if name.lower() == "split"), None)
 
 
 def check_filled(values: Sequence[object], names: Sequence[object], where: str) -> None:
