@@ -195,6 +195,21 @@ def test_brightness_is_changed_by_a_share_and_stays_in_range() -> None:
     ]
 
 
+def test_brightness_is_changed_after_the_policy_with_other_colours_and_without() -> None:
+    images = torch.full((64, 3, 4, 4), 200, dtype=torch.uint8)
+    how = Augment(policy="3-augment", brightness=0.5)
+    draws = draw(0, 0, np.arange(64), how, (4, 4))
+    assert draws.one_of_three is not None
+    solarized = draws.one_of_three.solarize
+
+    changed = augment(images, draws, how)
+
+    light = 1 + 0.5 * (2 * draws.moves[:, LIGHT] - 1)
+    wanted = torch.where(solarized, 55.0, 200.0) * light
+    torch.testing.assert_close(changed.mean(dim=(1, 2, 3)), wanted.clamp(max=255))
+    assert 0 < solarized.sum() < 64
+
+
 def test_the_border_or_its_mirror_comes_in_where_it_is_asked_for() -> None:
     row = torch.arange(10, 90, 10, dtype=torch.uint8).expand(1, 1, 8, 8)
     fills = {"zeros": [0, 0], "border": [80, 80], "reflection": [80, 70]}

@@ -96,16 +96,17 @@ def augment(images: Tensor, draws: Draws, how: Augment) -> Tensor:
 
 
 def _coloured(images: Tensor, draws: Draws, how: Augment) -> Tensor:
-    if how.brightness and draws.jitter is None:
-        light = 2 * draws.moves[:, 6] - 1
-        images = (images * (1 + how.brightness * light).view(-1, 1, 1, 1)).clamp(0, 255)
-    if draws.one_of_three is None and draws.jitter is None and draws.effects is None:
+    coloured = (draws.one_of_three, draws.jitter, draws.effects)
+    if not how.brightness and all(part is None for part in coloured):
         return images
     planes = list(images.unbind(dim=1))
     if draws.one_of_three is not None:
         planes = affected(planes, draws.one_of_three, blur=True)
     if draws.jitter is not None:
         planes = jittered(planes, draws.jitter, how)
+    elif how.brightness:
+        light = (1 + how.brightness * (2 * draws.moves[:, 6] - 1)).view(-1, 1, 1)
+        planes = [(plane * light).clamp(0, 255) for plane in planes]
     if draws.effects is not None:
         planes = affected(planes, draws.effects, blur=how.blur > 0)
     return torch.stack(planes, dim=1)
