@@ -134,6 +134,17 @@ def test_what_is_shown_is_what_the_model_is_trained_on(
     assert shown.targets.sum(axis=1) == pytest.approx(np.ones(6))
 
 
+def test_held_out_images_stay_in_memory_where_training_ones_are_cropped_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(RECIPE, augment=Augment(crop_scale=0.5))
+
+    session = Session(recipe, open_data(str(write_photos(Path("photos")))), RunFolder(Path("run")))
+
+    assert session.loader.kept is None and session.held_out.kept is not None
+
+
 def test_no_more_is_read_than_is_shown(tmp_path: Path) -> None:
     data = open_data(str(write_photos(tmp_path / "photos", tuple("abcdefgh"))))
     read: list[int] = []

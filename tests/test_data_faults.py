@@ -148,6 +148,20 @@ def test_too_little_data_is_told_and_no_step_is_no_success(
 
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("repeats", "told"), [("15", "the 15 images of an epoch"), ("17", "augment.repeats to 1")]
+)
+def test_repeats_that_leave_no_step_are_named(
+    repeats: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(Path("photos"))
+
+    assert train(Path("photos"), "--batch-size", "16", "--augment.repeats", repeats) == 2
+
+    error = capsys.readouterr().err
+    assert told in error and f"augment.repeats {repeats} times each, of 16 training" in error
     assert not Path("run/last").exists()
 
 

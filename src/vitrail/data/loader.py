@@ -96,6 +96,20 @@ class Loader:
         """Whole batches in a training epoch."""
         return self._epoch_images // self.batch_size
 
+    def check_steps(self) -> None:
+        """Raise `DataError` where an epoch has fewer images than a batch."""
+        if self.steps():
+            return
+        given, count = f"the {len(self.source)} training images", self._epoch_images
+        if (repeats := self.augment.repeats) > 1:
+            given = f"the {count} images of an epoch (augment.repeats {repeats} times each, of "
+            given += f"{len(self.source)} training images)"
+        how = f"give --batch-size {count} or less" if count else "set augment.repeats to 1"
+        raise DataError(
+            f"batch_size {self.batch_size} is more than {given}, so that no step can be "
+            f"taken; {how}"
+        )
+
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Give the whole batches of a shuffled epoch, from batch `start` on, randomly cropped."""
         steps = self.steps()

@@ -42,11 +42,7 @@ def training_batch(recipe: Recipe, data: Splits) -> FirstBatch:
         decode=recipe.data.decode,
         augment=recipe.augment,
     )
-    if not loader.steps():
-        raise DataError(
-            f"{len(data.train)} training images are too few for a batch of {size} in which each is "
-            f"repeated {recipe.augment.repeats} times; set augment.repeats to 1"
-        )
+    loader.check_steps()
     (batch,) = loader.batches(recipe.train.seed, 0, 1)
     bad = tuple(loader.bad.values())
     if not len(batch.labels):

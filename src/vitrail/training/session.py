@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.data.config import Augment
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.sources import Source, Splits
-from vitrail.errors import ConfigError, DataError, NonFiniteError
+from vitrail.errors import ConfigError, NonFiniteError
 from vitrail.inference.evaluate import Evaluation, evaluate_loader
 from vitrail.inference.runner import pick_device
 from vitrail.reporting.page import write_run_page
@@ -47,14 +48,11 @@ class Session:
         self.device = pick_device(recipe.train.device)
         beginning = start(recipe, data.train.classes)
         self.preprocess = beginning.preprocess
-        self.loader = self._loader(data.train, recipe.train.batch_size)
-        self.held_out = self._loader(data.held_out, max(recipe.train.batch_size, 64))
+        size = recipe.train.batch_size
+        self.loader = self._loader(data.train, size, recipe.augment)
+        self.held_out = self._loader(data.held_out, max(size, 64), Augment())
+        self.loader.check_steps()
         self.per_epoch = self.loader.steps()
-        if not self.per_epoch:
-            raise DataError(
-                f"batch_size {recipe.train.batch_size} is more than the {len(data.train)} training "
-                f"images, so that no step can be taken; give --batch-size {len(data.train)} or less"
-            )
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
         self.features: Features | None = None  # of a frozen model's images, once they are needed
         self.keeps_features = can_keep(recipe, beginning.model)
@@ -89,7 +87,7 @@ class Session:
     def checkpoints(self) -> Path:
         return self.run.path / "checkpoints"
 
-    def _loader(self, source: Source, batch_size: int) -> Loader:
+    def _loader(self, source: Source, batch_size: int, augment: Augment) -> Loader:
         how = self.recipe.data
         return Loader(
             source,
@@ -101,7 +99,7 @@ class Session:
             pinned=self.device.type == "cuda",
             max_bad_share=how.max_bad_share,
             decode=how.decode,
-            augment=self.recipe.augment,
+            augment=augment,
         )
 
     def batches(self) -> Iterator[Batch]:
