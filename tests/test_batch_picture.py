@@ -166,7 +166,7 @@ def test_images_that_cannot_be_read_are_told_and_left_out(tmp_path: Path) -> Non
 
     shown = training_batch(recipe, open_data(str(tmp_path)))
 
-    assert (len(shown.images), [bad.path for bad in shown.bad]) == (6, ["a/bad.png"])
+    assert (len(shown.images), [bad.path for bad in shown.bad]) == (6, ["train/a/bad.png"])
     for file in (tmp_path / "train").rglob("*.png"):
         file.write_bytes(b"")
     with pytest.raises(DataError, match="none of the first 7 training images"):

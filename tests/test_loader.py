@@ -1,5 +1,6 @@
 import io
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from data_sets import pictures
 from test_decode import png_claiming
 from vitrail.data.config import Augment
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.sources import open_data
 from vitrail.errors import DataError
 
 GREY = Preprocess(size=(4, 6), mean=(0.5,), std=(0.5,))
@@ -52,6 +55,19 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
         and np.array_equal(a.places, b.places)
         for a, b in zip(first, second, strict=True)
     )
+
+
+def test_a_bad_file_is_named_with_its_split(tmp_path: Path) -> None:
+    names = [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(2)]
+    for name, image in (pictures(*names) | {"val/a/bad.png": b"", "train/a/bad.png": b""}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(image)
+    data = open_data(str(tmp_path))
+
+    for split, source in data.parts().items():
+        reader = Loader(source, GREY, 5, max_bad_share=1.0)
+        list(reader.once())
+        assert [bad.path for bad in reader.bad.values()] == [f"{split}/a/bad.png"]
 
 
 def decoding_threads() -> list[str]:

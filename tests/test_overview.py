@@ -15,9 +15,9 @@ from PIL import Image
 
 from data_sets import pack, picture, pictures
 from vitrail.data.decode import Look, look
-from vitrail.data.overview import Bad, Copy, Overview, overview
+from vitrail.data.overview import Copy, Overview, overview
 from vitrail.data.overview_page import page
-from vitrail.data.sources import open_data
+from vitrail.data.sources import BadFile, open_data
 from vitrail.errors import DataError
 
 
@@ -319,7 +319,7 @@ def test_names_of_every_kind_are_one_line_in_their_columns() -> None:
 
 
 def test_long_lists_are_cut_and_counted() -> None:
-    bad = tuple(Bad(f"{i}.jpg", "why\nnot") for i in range(13))
+    bad = tuple(BadFile(f"{i}.jpg", "why\nnot") for i in range(13))
 
     text = page(made({"train": (500,), "val": (500,)}, bad=bad))
 

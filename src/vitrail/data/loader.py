@@ -17,7 +17,7 @@ from vitrail.data.layout import Layout
 from vitrail.data.listing import Images
 from vitrail.data.preprocess import Preprocess, sides
 from vitrail.data.readers import Memory, Readers, Work
-from vitrail.data.sources import Source
+from vitrail.data.sources import BadFile, Source, path_of
 from vitrail.errors import ConfigError, DataError
 
 KEPT_BYTES = 512 * 2**20  # decoded images up to this size stay in memory: MNIST and CIFAR do
@@ -33,13 +33,6 @@ class Batch(NamedTuple):
     keys: np.ndarray  # B: what is drawn for a sample is drawn from (seed, epoch, key)
     blocks: np.ndarray  # B: the block of the epoch in which a sample is mixed with another
     epoch: int
-
-
-class BadFile(NamedTuple):
-    """A file that could not be read, and why."""
-
-    path: str
-    reason: str
 
 
 class Part(NamedTuple):
@@ -171,7 +164,7 @@ class Loader:
     def _read(self, parts: Iterator[Part]) -> Iterator[Batch]:
         """Decode two batches ahead of the one in use."""
         ahead: deque[tuple[Part, Tensor, Work]] = deque()
-        with Readers(self.threads, self._decode, self.source.name, self.timeout) as readers:
+        with Readers(self.threads, self._decode, self._path, self.timeout) as readers:
             for part in parts:
                 ahead.append(self._begin(readers, part))
                 if len(ahead) > _AHEAD:
@@ -201,11 +194,14 @@ class Loader:
         try:
             self._fill(work.rows[row], index, None if work.draws is None else work.draws[row])
         except (DataError, OSError) as error:
-            self.bad[index] = BadFile(self.source.name(index), str(error))
+            self.bad[index] = BadFile(self._path(index), str(error))
             return
         if self.kept is not None:
             self.kept[index] = work.rows[row]
             self.decoded[index] = True
+
+    def _path(self, index: int) -> str:
+        return path_of(self.source, index)
 
     def _fill(self, row: np.ndarray, index: int, draws: np.ndarray | None) -> None:
         image = open_image(self.source.read(index))

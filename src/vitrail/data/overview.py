@@ -9,20 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitrail.data.decode import Look, look
-from vitrail.data.listing import Images
 from vitrail.data.readers import Readers, Work
-from vitrail.data.sources import Source, Splits
+from vitrail.data.sources import BadFile, Source, Splits, path_of
 from vitrail.errors import DataError
 
 _CHUNK = 16  # images that are waited for together
 _DIGEST = 16  # bytes: of a billion files, two would agree by chance once in 10^20 times
-
-
-class Bad(NamedTuple):
-    """An image that cannot be read, and why."""
-
-    path: str
-    reason: str
 
 
 class Copy(NamedTuple):
@@ -42,7 +34,7 @@ class Overview:
     splits: Mapping[str, tuple[int, ...]]  # of each split, the images of each class
     formats: Mapping[str, int]
     sizes: Mapping[tuple[int, int], int]  # (width, height): images
-    bad: tuple[Bad, ...]
+    bad: tuple[BadFile, ...]
     duplicates: tuple[tuple[Copy, ...], ...]  # of good files: equal to the byte
 
     @property
@@ -97,7 +89,7 @@ def overview(
     parts = splits.parts()
     formats: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
-    bad: list[Bad] = []
+    bad: list[BadFile] = []
     digests = np.zeros(sum(map(len, parts.values())), f"S{_DIGEST}")
     before = 0  # images of the splits before
     for source in parts.values():
@@ -108,7 +100,7 @@ def overview(
                     sizes[what.width, what.height] += 1
                     digests[before + place] = digest
                 else:
-                    bad.append(Bad(_path(source, place), what))
+                    bad.append(BadFile(path_of(source, place), what))
             seen(len(found))
         before += len(source)
     return Overview(
@@ -131,7 +123,7 @@ def _looks(
         work.rows[row] = _look_at(source, int(work.places[row]))
 
     def path(place: int) -> str:
-        return _path(source, place)
+        return path_of(source, place)
 
     ahead: deque[Work] = deque()  # what waits here is small: never an image
     with Readers(threads, fill, path, timeout) as readers:
@@ -174,10 +166,6 @@ def _copy(parts: Mapping[str, Source], row: int) -> Copy:
     """Give the image that is number `row` of all splits together."""
     for name, source in parts.items():
         if row < len(source):
-            return Copy(_path(source, row), name, source.classes[source.label(row)])
+            return Copy(path_of(source, row), name, source.classes[source.label(row)])
         row -= len(source)
     raise IndexError(row)
-
-
-def _path(source: Source, place: int) -> str:
-    return source.path(place) if isinstance(source, Images) else source.name(place)

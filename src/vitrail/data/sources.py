@@ -46,6 +46,18 @@ class Splits(NamedTuple):
         return dict(zip(self.names or ("train", "val"), sources, strict=True))
 
 
+class BadFile(NamedTuple):
+    """A file that cannot be read, and why."""
+
+    path: str
+    reason: str
+
+
+def path_of(source: Source, index: int) -> str:
+    """Give a name that no image of another split of the data has."""
+    return source.path(index) if isinstance(source, Images) else source.name(index)
+
+
 def open_data(
     data: str,
     held_out_share: float = 0.2,

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.data.loader import BadFile, Loader
+from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.sources import Source
+from vitrail.data.sources import BadFile, Source
 from vitrail.errors import ConfigError, DataError, NonFiniteError
 from vitrail.inference.runner import logits, pick_device
 from vitrail.model.vit import ViT

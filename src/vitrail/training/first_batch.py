@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from vitrail.data.augment import augment, draw
 from vitrail.data.config import Augment
-from vitrail.data.loader import BadFile, Loader
+from vitrail.data.loader import Loader
 from vitrail.data.mixing import mixed, mixed_labels
-from vitrail.data.sources import Splits
+from vitrail.data.sources import BadFile, Splits
 from vitrail.errors import DataError
 from vitrail.reporting import batch_picture
 from vitrail.training.recipe import Recipe
