@@ -40,6 +40,11 @@ def test_an_address_says_how_it_is_read_and_what_its_runs_are_called(tmp_path: P
     assert parse(str(tmp_path / "split"))[:2] == ("splits", "split")
 
 
+def test_an_empty_address_is_not_the_folder_one_is_in() -> None:
+    with pytest.raises(DataError, match="DATA is empty"):
+        parse("")
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     fill(tmp_path, *several("bus", "car", "train"))
 

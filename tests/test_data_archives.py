@@ -63,6 +63,13 @@ def test_a_split_csv_that_lists_what_the_tar_lacks_is_refused(tmp_path: Path) ->
         open_data(str(pack(tmp_path / "set.tar", {**pictures(*CATS), "split.csv": text})))
 
 
+def test_paths_of_a_split_csv_may_begin_with_a_dot(tmp_path: Path) -> None:
+    text = b"path,label,split\n./cat/0.png,x,train\n./cat/1.png,y,train\n./cat/2.png,x,val\n"
+    data = str(pack(tmp_path / "set.tar", {**pictures(*CATS), "split.csv": text}))
+
+    assert list(greys(open_data(data).train).values()) == [0, 1]
+
+
 def test_the_columns_of_a_tar_s_split_csv_may_be_named(tmp_path: Path) -> None:
     text = b"fname,species,split\ncat/0.png,x,train\ncat/1.png,y,train\ncat/2.png,x,val\n"
     path = str(pack(tmp_path / "set.tar", {**pictures(*CATS), "split.csv": text}))

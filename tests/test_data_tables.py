@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_sets import greys, listing, pack, picture, pictures
+from vitrail.data.overview import overview
 from vitrail.data.sources import largest_side, open_data
 from vitrail.errors import DataError
 
@@ -84,6 +85,7 @@ def test_ten_comes_after_nine(tmp_path: Path) -> None:
         ("path,kind\n1.png,a\n", r"column of labels.*path, kind.*--data\.label-column"),
         ("photo,label\n1.png,a\n", r"column of images.*--data\.image-column"),
         ("path,label\n1.png,a\n2.png\n", "line 3: 1 fields"),
+        ("path,label,label\n1.png,a,b\n", 'the column "label" twice'),
         ("path,label\n1.png,a\n2.png,\n", r"row 2, '2\.png', has no label"),
         ("path,label,split\n1.png,a,trian\n", 'split "trian".*Did you mean "train"'),
         ("path,label,split\n1.png,a,train\n2.png,b,train\n3.png,c,val\n", "lack: c"),
@@ -122,6 +124,24 @@ def test_parquet_files_that_contradict_each_other_on_splits_are_refused(tmp_path
         open_data(str(tmp_path / "a"))
     with pytest.raises(DataError, match=r'val-0\.parquet" and .* both have the split "val"'):
         open_data(str(tmp_path / "b"))
+
+
+def test_a_column_of_other_things_than_images_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [7, 8], "label": ["x", "y"]}), tmp_path / "a.parquet")
+
+    with pytest.raises(DataError, match='column "image" but int64; name another with --data'):
+        open_data(str(tmp_path / "a.parquet"))
+
+
+def test_a_path_that_no_file_can_have_is_a_bad_file(tmp_path: Path) -> None:
+    rows = "path,label\na\0b.png,x\nc.png,x\nd.png,y\ne.png,y\n"
+    data = write(tmp_path, rows, pictures("c.png", "d.png", "e.png"), "a.csv")
+
+    bad = overview(data, open_data(data)).bad
+
+    assert [(b.path, b.reason.partition(":")[0]) for b in bad] == [
+        ("a\0b.png", f"no file can be called '{tmp_path}/a\\x00b.png'")
+    ]
 
 
 def test_numbers_are_the_same_label_with_and_without_zeros_before_them(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def parse(data: str) -> Address:
 
     Raises `DataError` where there is nothing, or nothing that is images, at that address.
     """
+    if not data:
+        raise DataError("DATA is empty; wanted is `digits`, hf:OWNER/NAME, or a file or folder")
     if data.startswith("hf:"):
         if not _HUB.fullmatch(data[3:]):
             raise DataError(f'"{data}" names no data set of the hub; wanted is hf:OWNER/NAME')

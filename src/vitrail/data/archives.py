@@ -179,7 +179,7 @@ def _listed(
     """Give the images that a `split.csv` lists; its paths start at `root`, or one folder up."""
     table = read_csv(text, where)
     listed = listed_rows(table, where, (), *columns)
-    paths = listed.paths
+    paths = [name.removeprefix("./") for name in listed.paths]
     roots = [root, *sorted({name.partition("/")[0] + "/" for name in members if "/" in name})]
     root = next((r for r in roots if r + paths[0] in members), root)
     missing = [name for name in paths if root + name not in members]

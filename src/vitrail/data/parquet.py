@@ -73,8 +73,13 @@ class Table:
         self.groups = [self.metadata.row_group(g).num_rows for g in range(count)]
         self.split = split_column(schema.names)
         self.classes = _class_label(schema.metadata, self.label)
-        kind = schema.field(self.image).type
-        self.has_paths = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+        kind, types = schema.field(self.image).type, pyarrow.types
+        self.has_paths = types.is_string(kind) or types.is_large_string(kind)
+        if types.is_primitive(kind) or types.is_list(kind):
+            raise DataError(
+                f'"{path}" has neither images nor paths in the column "{self.image}" but {kind}; '
+                "name another with --data.image-column"
+            )
 
     def bytes_of(self, group: int) -> int:
         """Give the bytes that the images of a row group have, without reading them."""

@@ -148,7 +148,10 @@ def fingerprint(address: str) -> str:
 
 def _opened(path: str) -> int:
     """Open a local file; a pipe would hang and a device never end, so they raise `DataError`."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL inside
+        raise DataError(f"no file can be called {path!r}: {error}") from error
     mode = os.fstat(file).st_mode
     if stat.S_ISREG(mode):
         return file

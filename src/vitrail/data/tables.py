@@ -73,6 +73,8 @@ def read_csv(data: bytes, where: str) -> dict[str, list[str]]:
         text = data.decode("utf-8-sig")
         rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = [name.strip() for name in next(rows, [])]
+        if twice := [name for i, name in enumerate(header) if name and name in header[:i]]:
+            raise DataError(f'"{where}" has the column "{twice[0]}" twice; name each differently')
         columns: list[list[str]] = [[] for _ in header]
         for row in rows:
             if not row:
