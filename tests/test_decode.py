@@ -89,6 +89,22 @@ def test_sixteen_bits_are_scaled_whatever_the_brightest_is(form: str, top: int) 
     )
 
 
+@pytest.mark.parametrize("top", [200, 300, 65535])
+def test_a_deep_pgm_is_scaled_whatever_its_brightest_is(top: int) -> None:
+    deep = np.array([[0, top // 2, top]], ">u2")
+
+    assert np.array_equal(pixels(b"P5 3 1 65535\n" + deep.tobytes())[..., 0], np.rint(deep / 257.0))
+
+
+@pytest.mark.parametrize("values", [[0, 65536], [-1, 9]])
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_values_beyond_sixteen_bits_are_refused(values: list[int], kind: type) -> None:
+    data = stored(Image.fromarray(np.array([values], kind)), "TIFF")
+
+    with pytest.raises(DataError, match=f"from {values[0]} to {values[1]}; up to 16 bits"):
+        decode(data)
+
+
 def test_one_bit_is_black_and_white() -> None:
     bits = np.array([[True, False, True]])
 

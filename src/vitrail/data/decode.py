@@ -4,7 +4,7 @@
 |---|---|
 | EXIF or XMP orientation | turned and mirrored as it says |
 | transparency: alpha, or a colour of the palette | laid over white |
-| more than 8 bits | scaled to 8, never clipped |
+| more than 8 bits | scaled to 8, never clipped; beyond 16 refused |
 | a palette, 1 bit | looked up, 0 or 255 |
 | CMYK, YCCK | the colours they print, as Pillow reckons them without a profile |
 | several frames | the first |
@@ -123,11 +123,16 @@ def check_size(width: int, height: int) -> None:
 def upright(image: Image.Image) -> np.ndarray:
     """Give the pixels of a PIL image as those of a file are given."""
     check_size(*image.size)
+    form = image.format  # no longer known of a turned one
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         deep = np.nan_to_num(np.asarray(image).astype(np.float64))
-        top = 65535.0 if image.mode.startswith("I;16") or deep.max(initial=0) > 255 else 255.0
-        return np.rint(deep.clip(0, top) * (255 / top)).astype(np.uint8)[..., None]
+        low, high = deep.min(), deep.max()
+        if low < 0 or high > 65535:
+            raise DataError(f"its values go from {low:g} to {high:g}; up to 16 bits can be read")
+        # Pillow brings a deep PGM to 16 bits, however dark it is.
+        is_deep = image.mode.startswith("I;16") or form == "PPM" or high > 255
+        return np.rint(deep * (255 / (65535 if is_deep else 255))).astype(np.uint8)[..., None]
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
         white = Image.new("RGBA", over.size, "white")
