@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_sets import greys, listing, pack, picture
-from vitrail.data.shards import shard_index
+from vitrail.data.shards import _cache_file, shard_index
 from vitrail.data.sources import open_data
 from vitrail.data.storage import read_range
 from vitrail.errors import DataError
@@ -120,6 +121,21 @@ def test_a_broken_cache_is_made_anew(tmp_path: Path, content: bytes) -> None:
         file.write_bytes(content)
 
     assert open_data(address).digest == wanted
+
+
+def test_a_full_disk_keeps_no_part_of_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(pack(tmp_path / "0.tar", samples(0, 3)))
+
+    def full(part: Path, data: bytes) -> int:
+        part.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+
+    assert len(shard_index(path).labels) == 3
+    assert not [file for file in _cache_file(path).parent.rglob("*")]
 
 
 def test_a_cache_that_cannot_be_written_changes_nothing(

@@ -78,9 +78,11 @@ def shard_index(path: str) -> Shard:
     )
     with suppress(OSError):  # a cache that cannot be written costs time, nothing else
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-            part.write(content.getvalue())
-        os.replace(part.name, file)
+        # With its folder goes what was written of it, where the disk is full.
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            part = Path(folder, "part")
+            part.write_bytes(content.getvalue())
+            part.replace(file)
     return shard
 
 
