@@ -229,3 +229,8 @@ def test_a_folder_of_many_files_opens_with_little_memory(tmp_path: Path) -> None
 
     assert len(found.train) == 4000
     assert peak < 200 * 5000
+
+
+def test_a_column_of_what_is_no_table_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no table"):
+        open_data("digits", label_column="species")

@@ -105,6 +105,15 @@ def test_values_beyond_sixteen_bits_are_refused(values: list[int], kind: type) -
         decode(data)
 
 
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_floating_point_is_scaled_by_the_white_that_none_is_above(white: float) -> None:
+    deep = np.array([[0.0, 0.5 * white, white]], np.float32)
+
+    read = pixels(stored(Image.fromarray(deep), "TIFF"))[0, :, 0]
+
+    assert read.tolist() == [0, 128, 255]
+
+
 def test_one_bit_is_black_and_white() -> None:
     bits = np.array([[True, False, True]])
 

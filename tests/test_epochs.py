@@ -162,6 +162,16 @@ def test_blocks_are_whole_and_the_same_on_any_number_of_ranks(source: Source) ->
         loader(source, batch_size=12, augment=mixed, ranks=2)
 
 
+def test_an_image_that_would_be_a_block_alone_joins_the_one_before(source: Source) -> None:
+    mixed = Augment(cutmix=1.0, mix_block=4)
+
+    (batch, *_) = loader(source, batch_size=9, augment=mixed).epoch(0, 0)
+
+    assert batch.blocks.tolist() == [0] * 4 + [1] * 5
+    with pytest.raises(ConfigError, match="an image alone finds no partner"):
+        loader(source, batch_size=1, augment=mixed)
+
+
 def test_a_batch_that_does_not_split_over_the_ranks_is_refused(source: Source) -> None:
     with pytest.raises(ConfigError, match=r"batch_size 7 .* 2 processes.* give 6 or 8"):
         loader(source, batch_size=7, ranks=2)

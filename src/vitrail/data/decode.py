@@ -132,7 +132,8 @@ def upright(image: Image.Image) -> np.ndarray:
             raise DataError(f"its values go from {low:g} to {high:g}; up to 16 bits can be read")
         # Pillow brings a deep PGM to 16 bits, however dark it is.
         is_deep = image.mode.startswith("I;16") or form == "PPM" or high > 255
-        return np.rint(deep * (255 / (65535 if is_deep else 255))).astype(np.uint8)[..., None]
+        white = 65535 if is_deep else 1 if image.mode == "F" and high <= 1 else 255
+        return np.rint(deep * (255 / white)).astype(np.uint8)[..., None]
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
         white = Image.new("RGBA", over.size, "white")

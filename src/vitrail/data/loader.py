@@ -147,6 +147,8 @@ class Loader:
         steps, size, block = self.steps(), self.batch_size, self.augment.mix_block
         share = size // self.ranks
         blocks = np.arange(size) // block
+        if size % block == 1 and size > 1:  # alone it would find no partner
+            blocks[-1] = blocks[-2]
         own = slice(self.rank * share, (self.rank + 1) * share)
         epoch, places, keys = -1, np.empty(0), np.empty(0)
         for step in range(start, stop):
@@ -238,6 +240,11 @@ class Loader:
 def _check_batch(batch_size: int, ranks: int, augment: Augment) -> None:
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it should be 1 or more")
+    if batch_size == 1 and (augment.mixup or augment.cutmix):
+        raise ConfigError(
+            "batch_size is 1; with mixup or cutmix it should be 2 or more, for an image alone finds "
+            "no partner"
+        )
     # A sample and its partner must be on the same rank, or the number of ranks changed the batch.
     mixes = ranks > 1 and (augment.mixup or augment.cutmix)
     whole, blocks = (ranks, "") if not mixes else (ranks * augment.mix_block, " in whole blocks")

@@ -73,6 +73,8 @@ def open_data(
     class, or held-out classes that are not the training ones.
     """
     address = parse(data)
+    if (image_column or label_column) and address.kind not in ("table", "list", "tar", "hub"):
+        raise DataError(f'"{data}" is no table, so that no column of it can be named')
     if address.kind == "digits":
         train, held_out = split(digits.load()[1], held_out_share, split_seed)
         return _with_digest([digits.Digits(train), digits.Digits(held_out)])
