@@ -242,8 +242,8 @@ def _check_batch(batch_size: int, ranks: int, augment: Augment) -> None:
         raise ConfigError(f"batch_size is {batch_size}; it should be 1 or more")
     if batch_size == 1 and (augment.mixup or augment.cutmix):
         raise ConfigError(
-            "batch_size is 1; with mixup or cutmix it should be 2 or more, for an image alone finds "
-            "no partner"
+            "batch_size is 1; with mixup or cutmix it should be 2 or more, for an image alone "
+            "finds no partner"
         )
     # A sample and its partner must be on the same rank, or the number of ranks changed the batch.
     mixes = ranks > 1 and (augment.mixup or augment.cutmix)
