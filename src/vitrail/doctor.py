@@ -10,7 +10,7 @@ from typing import Any
 
 from vitrail import __version__
 
-_PACKAGES = ("torch", "numpy", "einops", "pillow", "safetensors", "scikit-learn")
+_PACKAGES = ("torch", "numpy", "einops", "pillow", "scikit-learn")
 _HUB = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT")
 
 

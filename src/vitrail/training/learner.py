@@ -12,6 +12,7 @@ from vitrail.data.loader import Batch
 from vitrail.data.preprocess import Preprocess
 from vitrail.inference.runner import precision
 from vitrail.model.vit import ViT, seeded
+from vitrail.training.finite import is_step_finite
 from vitrail.training.objectives import Classify
 from vitrail.training.optimizer import Optimizer
 from vitrail.training.recipe import Recipe
@@ -62,11 +63,6 @@ def train_step(
         return StepResult(loss.mean.detach(), loss.right, grad_norm, taken=False)
     optimizer.step(lr_factor)
     return StepResult(loss.mean.detach(), loss.right, grad_norm)
-
-
-def is_step_finite(loss: Tensor, grad_norm: Tensor) -> bool:
-    """Say whether a step can be taken; this waits for the device."""
-    return bool((loss.detach() + grad_norm).isfinite())
 
 
 class Learner:
