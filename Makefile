@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check faults lint clean
 
 # Train on real handwritten digits, then answer for ten that the model never saw.
 demo: .venv/for-use
@@ -19,6 +19,10 @@ test: .venv/for-work
 # What to run before a commit: format, lint, types and the fast tests, in about a minute.
 check: lint
 	$(BIN)/pytest -m "not slow"
+
+# Kills, broken files and full disks in numbers, in about ten minutes.
+faults: .venv/for-work
+	$(BIN)/python tests/faults.py --write docs/faults.md
 
 lint: .venv/for-work
 	$(BIN)/ruff format --check

@@ -166,8 +166,8 @@ def test_weights_need_no_library_and_the_command_line_alone_reads_flags(
 
 
 def test_every_package_that_is_imported_is_declared() -> None:
-    known = {"torch", "numpy", "einops", "PIL", "safetensors", "huggingface_hub", "tyro", "rich",
-             "matplotlib", "jinja2", "markupsafe", "sklearn", "scipy", "simplejpeg",
+    known = {"torch", "numpy", "einops", "PIL", "huggingface_hub", "tyro", "rich", "matplotlib",
+             "jinja2", "markupsafe", "sklearn", "scipy", "simplejpeg",
              "fsspec"}  # fmt: skip
     # What a certificate compares with, where it is installed.
     peers = {"timm", "transformers", "torchvision", "vit_pytorch", "open_clip"}

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from vitrail.errors import VitrailError
+
 
 class Interrupted(BaseException):
     """A signal asked the run to stop, and no step is half taken: what is there can be saved."""
@@ -18,13 +20,23 @@ class Interrupt:
     received: int | None = None
     urgent = False  # it came twice: nothing that takes time is done any more
     held = False
+    raised = False
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         self.urgent, self.received = self.received is not None, number
         if self.urgent:  # at once, without saving
             self.leave()
         if not self.held:
-            raise Interrupted
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        self.raised = True
+        raise Interrupted
+
+    def caused(self, error: BaseException) -> bool:
+        """Say whether `error` comes of the signal: an import turns it into one of its own."""
+        came = self.raised or self.urgent
+        return isinstance(error, Interrupted) or (came and not isinstance(error, VitrailError))
 
     @contextmanager
     def later(self) -> Iterator[None]:
@@ -35,7 +47,7 @@ class Interrupt:
         finally:
             self.held = False
         if self.received is not None:
-            raise Interrupted
+            self.stop()
 
     def leave(self) -> NoReturn:
         """End as the signal would have ended the program: exit code 130 or 143."""
@@ -51,9 +63,16 @@ def listening() -> Iterator[Interrupt]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    before = {n: signal.signal(n, interrupt.handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number in before:
+            signal.signal(number, interrupt.handle)
         yield interrupt
+    except BaseException as error:
+        if interrupt.caused(error):
+            interrupt.leave()
+        raise
     finally:
+        interrupt.held = True
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,7 +10,7 @@ from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.inference.runner import undisturbed
 from vitrail.reporting.page import write_run_page
 from vitrail.training.display import Display, tell
-from vitrail.training.interrupt import Interrupt, Interrupted, listening
+from vitrail.training.interrupt import Interrupt, listening
 from vitrail.training.lock import held, sweep
 from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.run_folder import choose, claim, is_finished
@@ -100,17 +100,22 @@ def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None
             session.take_up()
             session.write_summary("running")
             _steps(session, interrupt)
-            # A run that was stopped right here has its rows: it is measured, not written, again.
+            # A run that was stopped right here has its rows: it is measured again, no more.
             evaluation = session.last or session.measure()
             with interrupt.later():
                 summary = session.finish(evaluation)
             session.run.write_summary(summary)
-        except Interrupted:
+        except BaseException as error:
+            if interrupt.urgent or not interrupt.caused(error):
+                raise
             session.save()
+            session.saver.settle()
             tell(f"stopped at step {session.done}; this goes on:\n  {session.command()}")
             interrupt.leave()
     except BaseException as error:
         reason = str(error) or type(error).__name__
+        with suppress(OutputError):
+            session.saver.settle()
         with suppress(OutputError):  # a full disk may have no room for them either
             if session.run.is_begun():
                 session.run.log(f"{_status(error)} at step {session.done}: {reason}")

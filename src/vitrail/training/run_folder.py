@@ -37,6 +37,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics, self.log_file = path / "metrics.jsonl", path / "log.txt"
+        self.checkpoints = path / "checkpoints"
 
     def start(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         """Write what is known before the first step; raises `OutputError` where it cannot."""

@@ -3,7 +3,6 @@
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ import numpy as np
 from vitrail.data.config import Augment
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.sources import Source, Splits
-from vitrail.errors import ConfigError, NonFiniteError
+from vitrail.errors import ConfigError
 from vitrail.inference.evaluate import Evaluation, evaluate_loader
 from vitrail.inference.runner import pick_device
 from vitrail.reporting.page import write_run_page
-from vitrail.training import checkpoint
+from vitrail.training import checkpoint, finite
 from vitrail.training.display import tell
 from vitrail.training.learner import Learner
 from vitrail.training.meters import Window
@@ -23,6 +22,7 @@ from vitrail.training.objectives import Classify, Distill, Objective, Teacher
 from vitrail.training.probe import Features, can_keep, features
 from vitrail.training.recipe import Recipe
 from vitrail.training.run_folder import RunFolder
+from vitrail.training.saver import Saver
 from vitrail.training.schedule import factor
 from vitrail.training.start import start
 from vitrail.weights.bundle import Bundle, save
@@ -65,7 +65,7 @@ class Session:
             head_alone=self.keeps_features,
         )
         self.done = self.saved = 0
-        self.broken: dict[int, str] = {}  # checkpoints that were passed over
+        self.saver = Saver(recipe.train.keep)
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # in earlier sessions
         self.began, self.cpu_began = time.monotonic(), time.process_time()
         self.best, self.stale = -1.0, 0  # and the evaluations since then
@@ -82,10 +82,6 @@ class Session:
         return Distill(
             settings, labels, Teacher(load(settings.teacher), classes, how.mean, how.std)
         )
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.run.path / "checkpoints"
 
     def _loader(self, source: Source, batch_size: int, augment: Augment) -> Loader:
         how = self.recipe.data
@@ -119,10 +115,11 @@ class Session:
 
     def take_up(self) -> None:
         """Load the newest whole checkpoint, if there is one, and forget what came after it."""
-        found, self.broken = checkpoint.newest(self.checkpoints)
-        if self.broken:
-            step, problem = next(iter(self.broken.items()))
-            more = f" (and {len(self.broken) - 1} older ones)" if len(self.broken) > 1 else ""
+        found, broken = checkpoint.newest(self.run.checkpoints)
+        self.saver.broken = broken
+        if broken:
+            step, problem = next(iter(broken.items()))
+            more = f" (and {len(broken) - 1} older ones)" if len(broken) > 1 else ""
             used = f"checkpoint step-{found.step:08d}" if found else "the beginning"
             text = f"passed over step-{step:08d}{more}: {problem}; the run goes on from {used}"
             self.run.log(text)
@@ -195,22 +192,16 @@ class Session:
         began = time.monotonic()
         parts = self.learner.state()
         parts["loop"] |= checkpoint.numbers(self.time_spent())
-        self.run.settle_metrics()  # no checkpoint outlives the rows that came before it
-        path = checkpoint.save(self.checkpoints, self.done, parts)
+        self.saver.save(self.run, self.done, parts)
         self.saved = self.done
-        self.prune()
-        self.run.log(f"saved {path.name}")
         self.log_began += time.monotonic() - began
-
-    def prune(self) -> None:
-        """Drop the checkpoints that are not among the newest ones."""
-        checkpoint.prune(self.checkpoints, self.saved, self.recipe.train.keep, self.broken)
 
     def finish(self, evaluation: Evaluation) -> dict[str, Any]:
         """Leave the last weights, a few images to try and the page; give the summary."""
+        self.saver.settle()
         save(self.bundle(evaluation), self.run.path / "last")
         self.write_examples()
-        self.prune()  # of a run that was killed while it did
+        self.saver.prune(self.run, self.done)  # of a run that was killed while it did
         self.run.log(f"finished at step {self.done}")
         summary = self.summary("finished", evaluation)
         write_run_page(self.run.path, summary)
@@ -231,27 +222,19 @@ class Session:
         """Raise `NonFiniteError` where a loss, gradient or weight is not finite."""
         if self.learner.is_finite():
             return
+        self.saver.settle()
         bad = self.learner.meters.bad_step()
         step, what = bad or (self.done - 1, "a weight was not finite")
         lr = self.recipe.optimizer.lr * factor(self.recipe.schedule, step, self.steps)
-        raise NonFiniteError(
-            f"{what} at step {step} (learning rate {lr:.3g}); {self._last_checkpoint()}. "
-            "A lower --lr or a longer --schedule.warmup is the usual cure"
-        )
+        finite.stop(f"{what} at step {step} (learning rate {lr:.3g})", self.run.checkpoints)
 
     def note_skipped(self, window: Window) -> None:
-        """Log the steps that were left out; where they were all there were, training is over."""
-        text = f"{window.skipped} steps before step {self.done} were not finite and left out"
-        self.run.log(f"{text}; {self.learner.meters.skipped} so far")
+        """Log the steps that were left out; where none was taken, stop."""
+        what = f"{window.skipped} steps up to step {self.done} were not finite and left out"
+        self.run.log(f"{what}; {self.learner.meters.skipped} so far")
         if not window.images:
-            raise NonFiniteError(
-                f"{text}, all there were (loss or gradient); {self._last_checkpoint()}. "
-                "A lower --lr or a longer --schedule.warmup is the usual cure"
-            )
-
-    def _last_checkpoint(self) -> str:
-        kept = sorted(checkpoint.steps(self.checkpoints).values())
-        return f"the last finite checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+            self.saver.settle()
+            finite.stop(f"{what}: all there were", self.run.checkpoints)
 
     def add_row(
         self,

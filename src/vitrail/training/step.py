@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from vitrail.training.finite import is_step_finite
 from vitrail.training.objectives import Objective
 from vitrail.training.optimizer import Optimizer
 
@@ -49,7 +50,7 @@ def train_step(
 
     grad_norm = nn.utils.clip_grad_norm_(module.parameters(), clip or float("inf"))
     result = StepResult(torch.stack(losses).sum(), torch.stack(right).sum(), grad_norm)
-    if (skip_nonfinite or scaler is not None) and not is_finite(result):
+    if (skip_nonfinite or scaler is not None) and not is_step_finite(result.loss, grad_norm):
         result = result._replace(taken=False)
         module.zero_grad(set_to_none=True)
     else:
@@ -57,8 +58,3 @@ def train_step(
     if scaler is not None:
         scaler.update()  # a smaller scale where a gradient was not finite
     return result
-
-
-def is_finite(result: StepResult) -> bool:
-    """Say whether a step can be taken; this waits for the device."""
-    return bool((result.loss + result.grad_norm).isfinite())

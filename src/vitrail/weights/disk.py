@@ -50,9 +50,23 @@ def write_pieces(path: Path, pieces: Iterable[Piece], size: int) -> None:
             raise
 
 
+def write_plainly(path: Path, pieces: Iterable[Piece], size: int) -> None:
+    """Write a file of `size` bytes into a folder that is still beside its place."""
+    with written(path, size), path.open("wb") as file:
+        file.writelines(pieces)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder beside `path`, which takes its place when all is written, or never."""
+    beside = begin_folder(path)
+    with filling(beside, path):
+        yield beside
+    place_folder(beside, path)
+
+
+def begin_folder(path: Path) -> Path:
+    """Make an empty folder beside `path`, for `place_folder`."""
     path = Path(os.path.realpath(path))
     beside, old = _hidden(path, ".part"), _hidden(path, ".old")
     with written(path):
@@ -60,10 +74,28 @@ def new_folder(path: Path) -> Iterator[Path]:
             old.replace(path)
         for left in (beside, old):
             shutil.rmtree(left, ignore_errors=True)
+        beside.mkdir(parents=True)
+    return beside
+
+
+@contextmanager
+def filling(beside: Path, path: Path) -> Iterator[None]:
+    """Drop the folder `beside` where it cannot be filled; a full disk is an `OutputError`."""
+    with written(path):
         try:
-            beside.mkdir(parents=True)
-            yield beside
-            _sync(beside)
+            yield
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+
+def place_folder(beside: Path, path: Path) -> None:
+    """Bring a folder down to the disk, its files being there, and put it in the place of `path`."""
+    path = Path(os.path.realpath(path))
+    old = _hidden(path, ".old")
+    with filling(beside, path):
+        sync(beside)
+        try:
             if path.exists() and not _exchange(beside, path):
                 path.replace(old)
             if not path.exists():
@@ -71,13 +103,23 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             if old.exists() and not path.exists():
                 old.replace(path)
-            shutil.rmtree(beside, ignore_errors=True)
             raise
+    with written(path):
         try:
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             for left in (beside, old):  # what was there before
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, down to the disk."""
+    with written(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_folder(path: Path) -> None:
@@ -147,11 +189,3 @@ def _exchange(one: Path, other: Path) -> bool:
 def _hidden(path: Path, ending: str) -> Path:
     """Give a name beside `path`, cut so that a disk that takes the one takes the other."""
     return path.with_name("." + os.fsdecode(os.fsencode(path.name)[:240]) + ending)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

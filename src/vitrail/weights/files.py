@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import DataError, WeightsError
-from vitrail.weights.disk import Piece, write_pieces
+from vitrail.weights.disk import Piece, write_pieces, write_plainly
 from vitrail.weights.formats.arrays import read_arrays
 from vitrail.weights.formats.foreign import WANTED, foreign
 from vitrail.weights.formats.pickles import PICKLE
@@ -35,7 +35,7 @@ from vitrail.weights.formats.zips import directory
 
 __all__ = [
     "Stored", "WeightFile", "open_weights", "read_json", "read_rows", "read_tensors", "sha256",
-    "write_npz", "write_tensors", "write_torch",
+    "write_npz", "write_tensors", "write_tensors_plainly", "write_torch",
 ]  # fmt: skip
 
 Kind = Literal["safetensors", "torch", "torchscript", "npz"]
@@ -195,6 +195,11 @@ def write_tensors(
 ) -> str:
     """Write a safetensors file, down to the disk, and give its sha256."""
     return _write(path, *safetensors_pieces(tensors, metadata or {}))
+
+
+def write_tensors_plainly(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file into a folder that is still beside its place."""
+    write_plainly(path, *safetensors_pieces(tensors, {}))
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> str:
