@@ -280,7 +280,8 @@ class Session:
         self, status: str, evaluation: Evaluation | None = None, error: str | None = None
     ) -> dict[str, Any]:
         """Give what `summary.json` says."""
-        bad = [*self.loader.bad.values(), *self.held_out.bad.values()]
+        # By their places: threads find them in any order.
+        bad = [loader.bad[i] for loader in (self.loader, self.held_out) for i in sorted(loader.bad)]
         return {
             "status": status,
             "error": error,
