@@ -26,7 +26,7 @@ from vitrail.training.recipe import Recipe, default_recipe, read_recipe, to_toml
 # How data without a split of its own is split, and how a table is read.
 SPLIT = ("held_out_share", "split_seed", "image_column", "label_column")
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Text = tyro.conf.Positional[str]
 Origin = Annotated[Text, tyro.conf.arg(metavar="ORIGIN")]
 Target = Annotated[Text, tyro.conf.arg(metavar="TARGET")]
