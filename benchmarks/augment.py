@@ -1,16 +1,16 @@
-"""Augmentation of a batch, 64 photos of 3 x 224 x 224, against the peers' transforms, on one core.
+"""Augmentation of a batch, 32 photos of 3 x 224 x 224, against the peers' transforms, on one core.
 
     python benchmarks/augment.py [--rounds 9] [--write docs/augment-speed.md]
 
-Milliseconds an image, of uint8 pixels in memory to the model's normalised input: vitrail's batch,
-compiled (wall and process CPU time) and eager (CPU time). The first line is normalising alone.
-Beside it what the peers do to the same images, without turning them into normalised tensors, one
+Milliseconds an image, of uint8 pixels in memory: vitrail's batch, compiled (wall and process CPU
+time), compiled with the normalising that makes it the model's input, and all of that eager. Beside
+it what the peers do to the same images, without turning them into normalised tensors, one
 after the other in Pillow: torchvision's ColorJitter, timm's policies; and timm's erasing and Mixup
 of float batches. Draws are made anew in every round and are counted. Numbers are medians;
 vitrail's work is the same for every image, whatever it drew, the peers' only what they drew.
 
-glibc is told to keep freed memory, as in benchmarks/data.py: 64 float images are 39 MB, more than
-it keeps by itself, and getting their pages anew takes up to 0.3 ms an image, whatever is computed.
+glibc is told to keep freed memory, as in benchmarks/data.py, which it does up to 32 MB: getting the
+pages of a larger batch anew takes up to 0.3 ms an image, whatever is computed.
 """
 
 import argparse
@@ -28,16 +28,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitrail.data.augment import draw
+from vitrail.data.augment import Draws, augment, draw
 from vitrail.data.config import Augment
+from vitrail.data.mixing import mixed
 from vitrail.data.preprocess import Preprocess
 from vitrail.training.learner import model_input
 from vitrail.weights.peer_models import load_package
 
-SIDE, BATCH = 224, 64
+SIDE, BATCH = 224, 32
 KEEP = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
     "MALLOC_TOP_PAD_": str(2**28),
 }
 
@@ -63,7 +64,7 @@ def cases() -> list[Case]:
 
     jitter: dict[str, Any] = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
     return [
-        Case("nothing", Augment()),
+        Case("nothing: to floating point", Augment()),
         Case("brightness 0.3", Augment(brightness=0.3)),
         Case("brightness, contrast, saturation 0.3", Augment(**jitter), "jitter"),
         Case(
@@ -145,11 +146,18 @@ def measured(run: Callable[[], object], rounds: int) -> Times:
     return Times(*(1e3 / BATCH * median(each) for each in zip(*times[2:], strict=True)))
 
 
-def ours(images: torch.Tensor, how: Augment, rounds: int) -> tuple[Times, Times]:
-    """Measure a batch compiled and eager."""
+def changed(
+    images: torch.Tensor, draws: Draws, how: Augment, _preprocess: Preprocess
+) -> torch.Tensor:
+    """Augment and mix, and leave the pixels as they are, 0 to 255."""
+    images = augment(images, draws, how)
+    return images if draws.mixing is None else mixed(images, draws.mixing)
+
+
+def ours(images: torch.Tensor, how: Augment, rounds: int) -> tuple[Times, Times, Times]:
+    """Measure a batch compiled, without and with normalising, and eager."""
     keys, preprocess = np.arange(BATCH), Preprocess(size=(SIDE, SIDE))
     epochs = iter(range(10**6))
-    torch.compiler.reset()
 
     def run(change: Callable[..., torch.Tensor]) -> Callable[[], object]:
         def once() -> object:
@@ -158,8 +166,12 @@ def ours(images: torch.Tensor, how: Augment, rounds: int) -> tuple[Times, Times]
 
         return once
 
-    compiled = measured(run(torch.compile(model_input, fullgraph=True)), rounds)
-    return compiled, measured(run(model_input), max(rounds // 3, 1))
+    def compiled(change: Callable[..., torch.Tensor]) -> Times:
+        torch.compiler.reset()
+        return measured(run(torch.compile(change, fullgraph=True)), rounds)
+
+    eager = measured(run(model_input), max(rounds // 3, 1))
+    return compiled(changed), compiled(model_input), eager
 
 
 def peer_time(peer: Callable[[list[Image.Image]], object] | None, pictures: Any, n: int) -> str:
@@ -186,15 +198,17 @@ def main() -> None:
     pictures = [Image.fromarray(image) for image in pixels]
     known = peers()
     lines = [
-        "| settings | compiled, wall | compiled, CPU | eager, CPU | peer, CPU |",
-        "|---|---|---|---|---|",
+        "| settings | compiled, wall | compiled, CPU | normalised too, CPU | eager, CPU | peer, CPU "
+        "|",
+        "|---|---|---|---|---|---|",
     ]
     print("\n".join(lines))
     for case in cases():
-        compiled, eager = ours(images, case.how, given.rounds)
+        compiled, whole, eager = ours(images, case.how, given.rounds)
         peer = peer_time(known.get(case.peer), pictures, max(given.rounds // 3, 1))
         lines.append(
-            f"| {case.name} | {compiled.wall:.3f} | {compiled.cpu:.3f} | {eager.cpu:.2f} | {peer} |"
+            f"| {case.name} | {compiled.wall:.3f} | {compiled.cpu:.3f} | {whole.cpu:.3f} "
+            f"| {eager.cpu:.2f} | {peer} |"
         )
         print(lines[-1], flush=True)
     if given.write:
