@@ -198,8 +198,7 @@ def main() -> None:
     pictures = [Image.fromarray(image) for image in pixels]
     known = peers()
     lines = [
-        "| settings | compiled, wall | compiled, CPU | normalised too, CPU | eager, CPU | peer, CPU "
-        "|",
+        "| settings | compiled, wall | compiled, CPU | normalised, CPU | eager, CPU | peer, CPU |",
         "|---|---|---|---|---|---|",
     ]
     print("\n".join(lines))
