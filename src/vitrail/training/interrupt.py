@@ -11,6 +11,11 @@ from typing import NoReturn
 class Interrupted(BaseException):
     """A signal asked the run to stop, and no step is half taken: what is there can be saved."""
 
+    @property
+    def number(self) -> int | None:
+        """The signal, where another process got it."""
+        return self.args[0] if self.args else None
+
 
 class Interrupt:
     """The signal that asked the run to stop, if any."""
@@ -18,13 +23,14 @@ class Interrupt:
     received: int | None = None
     urgent = False  # it came twice: nothing that takes time is done any more
     held = False
+    shared = False  # with other processes, which must leave at the same place
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         self.urgent, self.received = self.received is not None, number
         if self.urgent:  # at once, without saving
             self.leave()
         if not self.held:
-            raise Interrupted
+            raise Interrupted(number)
 
     @contextmanager
     def later(self) -> Iterator[None]:
@@ -33,9 +39,21 @@ class Interrupt:
         try:
             yield
         finally:
+            self.held = self.shared
+        if self.received is not None and not self.shared:
+            raise Interrupted(self.received)
+
+    @contextmanager
+    def now(self) -> Iterator[None]:
+        """Let a signal end what is done here: the other processes have no part in it."""
+        before = self.held
+        try:
             self.held = False
-        if self.received is not None:
-            raise Interrupted
+            if self.received is not None:
+                raise Interrupted(self.received)
+            yield
+        finally:
+            self.held = before
 
     def leave(self) -> NoReturn:
         """End as the signal would have ended the program: exit code 130 or 143."""
@@ -45,9 +63,12 @@ class Interrupt:
 
 
 @contextmanager
-def listening() -> Iterator[Interrupt]:
-    """Raise `Interrupted` at SIGINT and SIGTERM; outside the main thread signals do not come."""
-    interrupt = Interrupt()
+def listening(interrupt: Interrupt, *, shared: bool = False) -> Iterator[Interrupt]:
+    """Raise `Interrupted` at SIGINT and SIGTERM; outside the main thread signals do not come.
+
+    With `shared` they wait until all processes of the run can agree to leave.
+    """
+    interrupt.shared = interrupt.held = shared
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return

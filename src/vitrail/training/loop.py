@@ -1,11 +1,11 @@
 """The training loop: load, step, log, save, evaluate."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitrail.data.sources import open_data
+from vitrail.data.sources import Splits, open_data
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.inference.runner import undisturbed
 from vitrail.reporting.page import write_run_page
@@ -15,6 +15,7 @@ from vitrail.training.lock import held, sweep
 from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.run_folder import choose, claim, is_finished
 from vitrail.training.session import Session
+from vitrail.training.world import World, connected, joined
 from vitrail.weights.bundle import Bundle
 from vitrail.weights.loading import load
 
@@ -47,31 +48,44 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
-    run = choose(recipe, out, resume)
+    with joined(recipe.train.device) as world, connected(world):
+        return _train(recipe, out, resume, override, world)
+
+
+def _train(
+    recipe: Recipe, out: str | Path | None, resume: bool, override: bool, world: World
+) -> Run:
+    run = world.alone(lambda: choose(recipe, out, resume))
+    data = world.together(lambda: _data(recipe))
+    for note in data.notes if world.is_first else ():
+        tell(note)
+    recipe = replace(recipe, model=recipe.model.replace(classes=len(data.train.classes)))
+    facts = {"classes": list(data.train.classes), "data_digest": data.digest}
+    if world.alone(lambda: is_finished(run, recipe, facts, override=override)):
+        world.alone(lambda: sweep(run.path))
+        return Run(run.path, world.alone(run.summary))
+    with undisturbed(recipe.train.cpu_threads):
+        session = world.together(lambda: Session(recipe, data, run, world))
+        if out is None and not resume:
+            run = session.run = world.alone(lambda: claim(recipe))
+        several = world.size > 1
+        with listening(world.interrupt, shared=several) as interrupt, ExitStack() as stack:
+            world.alone(lambda: stack.enter_context(held(run.path)))
+            # Once more: another process may have had the folder until now.
+            if not world.alone(lambda: is_finished(run, recipe, facts, override=override)):
+                _work(session, facts, interrupt)
+    return Run(run.path, world.alone(run.summary))
+
+
+def _data(recipe: Recipe) -> Splits:
     where = recipe.data
-    data = open_data(
+    return open_data(
         where.source,
         where.held_out_share,
         where.split_seed,
         image_column=where.image_column,
         label_column=where.label_column,
     )
-    for note in data.notes:
-        tell(note)
-    recipe = replace(recipe, model=recipe.model.replace(classes=len(data.train.classes)))
-    facts = {"classes": list(data.train.classes), "data_digest": data.digest}
-    if is_finished(run, recipe, facts, override=override):
-        sweep(run.path)
-        return Run(run.path, run.summary())
-    with undisturbed(recipe.train.cpu_threads):
-        session = Session(recipe, data, run)
-        if out is None and not resume:
-            run = session.run = claim(recipe)
-        with listening() as interrupt, held(run.path):
-            # Once more: another process may have had the folder until now.
-            if not is_finished(run, recipe, facts, override=override):
-                _work(session, facts, interrupt)
-    return Run(run.path, run.summary())
 
 
 def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None:
@@ -82,20 +96,22 @@ def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None
                 session.start(facts)
             session.take_up()
             session.write_summary("running")
-            _steps(session, interrupt)
+            with connected(session.world):
+                _steps(session, interrupt)
             # A run that was stopped right here has its rows: it is measured, not written, again.
             evaluation = session.last or session.measure()
             with interrupt.later():
                 summary = session.finish(evaluation)
-            session.run.write_summary(summary)
+            session.world.alone(lambda: session.run.write_summary(summary))
         except Interrupted:
             session.save()
-            tell(f"stopped at step {session.done}; this goes on:\n  {session.command()}")
+            if session.world.is_first:
+                tell(f"stopped at step {session.done}; this goes on:\n  {session.command()}")
             interrupt.leave()
     except BaseException as error:
         reason = str(error) or type(error).__name__
         with suppress(OutputError):  # a full disk may have no room for them either
-            if session.run.is_begun():
+            if session.world.is_first and session.run.is_begun():
                 session.run.log(f"{_status(error)} at step {session.done}: {reason}")
                 session.write_summary(_status(error), error=reason)
                 if not interrupt.urgent:
@@ -106,7 +122,9 @@ def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None
 def _steps(session: Session, interrupt: Interrupt) -> None:
     """Take the steps that are left: load, step, log, save, evaluate."""
     train = session.recipe.train
-    with Display(session.steps, session.done, session.per_epoch) as display:
+    with Display(
+        session.steps, session.done, session.per_epoch, is_shown=session.world.is_first
+    ) as display:
         if session.owes_evaluation():
             display.evaluated(session.evaluate().top1)
         for batch in session.batches():

@@ -11,10 +11,10 @@ import numpy as np
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.sources import Source, Splits
 from vitrail.errors import ConfigError, DataError, NonFiniteError
-from vitrail.inference.evaluate import Evaluation, evaluate_loader
-from vitrail.inference.runner import pick_device
+from vitrail.inference.evaluate import Evaluation, answers, measured
 from vitrail.reporting.page import write_run_page
 from vitrail.training import checkpoint
+from vitrail.training.checkpoint import Checkpoint
 from vitrail.training.display import tell
 from vitrail.training.learner import Learner
 from vitrail.training.meters import Window
@@ -23,6 +23,7 @@ from vitrail.training.recipe import Recipe
 from vitrail.training.run_folder import RunFolder
 from vitrail.training.schedule import factor
 from vitrail.training.start import start
+from vitrail.training.world import World
 from vitrail.weights.bundle import Bundle, save
 from vitrail.weights.disk import check_room, write_bytes
 from vitrail.weights.loading import load
@@ -33,18 +34,24 @@ EXAMPLES = 10  # held-out images that a run leaves, to try `predict` on
 class Session:
     """One process that works on a run, from its newest checkpoint to its end."""
 
-    def __init__(self, recipe: Recipe, data: Splits, run: RunFolder) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Splits, run: RunFolder, world: World | None = None
+    ) -> None:
         self.recipe, self.data, self.run = recipe, data, run
+        self.world = world or World()
         if recipe.model.channels not in (1, 3):
             raise ConfigError(
                 f"the model reads {recipe.model.channels} channels, but images are read as grey "
                 "or RGB: set --model.channels to 1 or 3"
             )
-        self.device = pick_device(recipe.train.device)
+        self.device = self.world.device(recipe.train.device)
         beginning = start(recipe, data.train.classes)
         self.preprocess = beginning.preprocess
         self.loader = self._loader(data.train, recipe.train.batch_size)
-        self.held_out = self._loader(data.held_out, max(recipe.train.batch_size, 64))
+        size = max(recipe.train.batch_size, 64)
+        if self.world.size > 1:  # what splits over the processes
+            size = -(-size // recipe.train.batch_size) * recipe.train.batch_size
+        self.held_out = self._loader(data.held_out, size)
         self.per_epoch = self.loader.steps()
         if not self.per_epoch:
             raise DataError(
@@ -52,7 +59,9 @@ class Session:
                 f"images, so that no step can be taken; give --batch-size {len(data.train)} or less"
             )
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
-        self.learner = Learner(recipe, beginning, self._objective(), self.device, self.steps)
+        self.learner = Learner(
+            recipe, beginning, self._objective(), self.device, self.steps, self.world
+        )
         self.done = self.saved = 0
         self.broken: dict[int, str] = {}  # checkpoints that were passed over
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # in earlier sessions
@@ -89,20 +98,63 @@ class Session:
             max_bad_share=how.max_bad_share,
             decode=how.decode,
             augment=self.recipe.augment,
+            rank=self.world.rank,
+            ranks=self.world.size,
         )
 
     def batches(self) -> Iterator[Batch]:
-        """Give the batch of every step that is left."""
-        return self.loader.batches(self.recipe.train.seed, self.done, self.steps)
+        """Give the batch of every step that is left, or this process' share of it."""
+        batches = self.loader.batches(self.recipe.train.seed, self.done, self.steps)
+        return self.world.agreed(batches)
 
     def start(self, facts: Mapping[str, Any]) -> None:
         """Write what is known before the first step, if there is room for all that comes."""
-        self.check_room()
-        self.run.start(self.recipe, facts)
+
+        def begin() -> None:
+            self.check_room()
+            self.run.start(self.recipe, facts)
+
+        self.world.alone(begin)
 
     def take_up(self) -> None:
         """Load the newest whole checkpoint, if there is one, and forget what came after it."""
-        found, self.broken = checkpoint.newest(self.checkpoints)
+        found = self._newest()
+        if self.world.size > 1:
+            # Also at the very beginning: other processors draw other last bits.
+            own = found.parts if found else self.learner.parallel.gathered(self.learner.state())
+            parts = self.world.spread(own)
+            self.world.together(lambda: self.learner.load(parts))
+            self.learner.rehearse()
+        elif found is not None:
+            self.learner.load(found.parts)
+        if found is not None:
+            self.done = self.saved = found.step
+        self.best = self.world.alone(self._look_back)
+
+    def _newest(self) -> Checkpoint | None:
+        """Give the newest whole checkpoint, on all processes, its tensors on the first one."""
+        found: Checkpoint | None = None
+
+        def read() -> int | None:
+            nonlocal found
+            found, self.broken = checkpoint.newest(self.checkpoints)
+            self._tell_broken(found)
+            if found is not None:
+                self.spent = {name: float(found.parts["loop"][name]) for name in self.spent}
+            return found and found.step
+
+        step = self.world.alone(read)
+        return found if self.world.is_first or step is None else Checkpoint(step, {})
+
+    def _look_back(self) -> float:
+        """Drop the rows of steps that are taken again; give the best accuracy of the others."""
+        self.run.forget_after(self.done)
+        self.run.log(f"starts at step {self.done} of {self.steps}")
+        # A bundle is written before its row: the best of the rows is the one in best/.
+        measured = [row["top1"] for row in self.run.rows() if row["split"] == "val"]
+        return max(measured, default=-1.0)
+
+    def _tell_broken(self, found: Checkpoint | None) -> None:
         if self.broken:
             step, problem = next(iter(self.broken.items()))
             more = f" (and {len(self.broken) - 1} older ones)" if len(self.broken) > 1 else ""
@@ -110,16 +162,6 @@ class Session:
             text = f"passed over step-{step:08d}{more}: {problem}; the run goes on from {used}"
             self.run.log(text)
             tell(text)
-        if found is not None:
-            loop = found.parts["loop"]
-            self.learner.load(found.parts)
-            self.spent = {name: float(loop[name]) for name in self.spent}
-            self.done = self.saved = found.step
-        self.run.forget_after(self.done)
-        # A bundle is written before its row: the best of the rows is the one in best/.
-        measured = [row["top1"] for row in self.run.rows() if row["split"] == "val"]
-        self.best = max(measured, default=-1.0)
-        self.run.log(f"starts at step {self.done} of {self.steps}")
 
     def is_due(self, every: int) -> bool:
         """Say whether what is done every so many epochs is to be done now; at the end it is."""
@@ -134,6 +176,7 @@ class Session:
     def log(self) -> dict[str, Any]:
         """Write a row of what was learned since the last; stop where it is not finite."""
         self.check_finite()
+        self.share_bad()
         window = self.learner.meters.read()
         if window.skipped:
             self.note_skipped(window)
@@ -149,7 +192,8 @@ class Session:
         rate = evaluation.images / (time.monotonic() - began)
         if evaluation.top1 > self.best:
             self.best = evaluation.top1
-            save(self.bundle(evaluation), self.run.path / "best")
+            bundle = self.bundle(evaluation)
+            self.world.alone(lambda: save(bundle, self.run.path / "best"))
         # Last, so that a run that died before takes all of it again.
         self.add_row("val", evaluation.loss, evaluation.top1, None, None, rate)
         self.log_began += time.monotonic() - began  # its time is not the training's
@@ -160,8 +204,18 @@ class Session:
         """Measure the weights on the held-out images."""
         self.check_finite()
         model, dtype = self.learner.answering, self.recipe.train.dtype
-        names = self.data.train.classes
-        return evaluate_loader(model, self.preprocess, self.held_out, names, dtype)
+        own = self.world.together(lambda: answers(model, self.preprocess, self.held_out, dtype))
+        parts = self.world.collect(own)
+        for part in parts:
+            self.held_out.bad |= part.bad
+        source, names = self.held_out.source, self.data.train.classes
+        return self.world.alone(lambda: measured(parts, source, names))
+
+    def share_bad(self) -> None:
+        """Let each process know the training images that another one could not read."""
+        if self.world.size > 1:
+            for bad in self.world.exchange(dict(self.loader.bad)):
+                self.loader.bad |= bad
 
     def save(self) -> None:
         """Write a checkpoint, if there is none of this step and the weights are finite."""
@@ -171,11 +225,16 @@ class Session:
         began = time.monotonic()
         parts = self.learner.state()
         parts["loop"] |= checkpoint.numbers(self.time_spent())
-        self.run.settle_metrics()  # no checkpoint outlives the rows that came before it
-        path = checkpoint.save(self.checkpoints, self.done, parts)
+        self.world.alone(self.run.settle_metrics)  # no checkpoint outlives the rows before it
+        parallel = self.learner.parallel
+        if parallel.is_sharded and self.recipe.parallel.checkpoints == "sharded":
+            checkpoint.save_shards(self.checkpoints, self.done, parallel.own(parts), self.world)
+        else:
+            parts = parallel.gathered(parts)
+            self.world.alone(lambda: checkpoint.save(self.checkpoints, self.done, parts))
         self.saved = self.done
-        self.prune()
-        self.run.log(f"saved {path.name}")
+        self.world.alone(self.prune)
+        self.world.alone(lambda: self.run.log(f"saved step-{self.done:08d}"))
         self.log_began += time.monotonic() - began
 
     def prune(self) -> None:
@@ -184,13 +243,18 @@ class Session:
 
     def finish(self, evaluation: Evaluation) -> dict[str, Any]:
         """Leave the last weights, a few images to try and the page; give the summary."""
-        save(self.bundle(evaluation), self.run.path / "last")
-        self.write_examples()
-        self.prune()  # of a run that was killed while it did
-        self.run.log(f"finished at step {self.done}")
-        summary = self.summary("finished", evaluation)
-        write_run_page(self.run.path, summary)
-        return summary
+        bundle = self.bundle(evaluation)
+
+        def leave() -> dict[str, Any]:
+            save(bundle, self.run.path / "last")
+            self.write_examples()
+            self.prune()  # of a run that was killed while it did
+            self.run.log(f"finished at step {self.done}")
+            summary = self.summary("finished", evaluation)
+            write_run_page(self.run.path, summary)
+            return summary
+
+        return self.world.alone(leave)
 
     def check_room(self) -> None:
         """Raise `OutputError` where the disk has no room for what the run will write at least."""
@@ -218,7 +282,8 @@ class Session:
     def note_skipped(self, window: Window) -> None:
         """Log the steps that were left out; where they were all there were, training is over."""
         text = f"{window.skipped} steps before step {self.done} were not finite and left out"
-        self.run.log(f"{text}; {self.learner.meters.skipped} so far")
+        total = self.learner.meters.skipped
+        self.world.alone(lambda: self.run.log(f"{text}; {total} so far"))
         if not window.images:
             raise NonFiniteError(
                 f"{text}, all there were (loss or gradient); {self._last_checkpoint()}. "
@@ -249,7 +314,7 @@ class Session:
             "images_per_second": round(images_per_second, 1),
             "seconds": round(self.time_spent()["seconds"], 3),
         }
-        self.run.add_metrics(row)
+        self.world.alone(lambda: self.run.add_metrics(row))
         return row
 
     def write_examples(self) -> None:
@@ -267,7 +332,8 @@ class Session:
             write_bytes(self.run.path / "examples" / name, source.read(place))
 
     def write_summary(self, status: str, error: str | None = None) -> None:
-        self.run.write_summary(self.summary(status, error=error))
+        if self.world.is_first:
+            self.run.write_summary(self.summary(status, error=error))
 
     def summary(
         self, status: str, evaluation: Evaluation | None = None, error: str | None = None
@@ -322,4 +388,6 @@ class Session:
         """Give the command that goes on with this run."""
         recipe, out = str(self.run.path / "recipe.toml"), str(self.run.path)
         words = ["vitrail", "train", self.recipe.data.source, "--recipe", recipe, "--out", out]
+        if self.world.size > 1:
+            words += ["--processes", str(self.world.size)]
         return shlex.join(words)
