@@ -57,7 +57,7 @@ class Train:
         if self.print_recipe:
             print(to_toml(self.tree), end="")
             return 0
-        launch.check(self.processes, self.max_restarts)
+        launch.check(self.tree, self.processes, self.max_restarts)
         if self.processes > 1:
             flags = {"--resume": self.resume, "--override": self.override, "--json": self.json}
             return launch.launch(self.tree, self.out, flags, self.processes, self.max_restarts)

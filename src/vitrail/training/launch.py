@@ -11,15 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vitrail.data.config import check_batch
 from vitrail.errors import ConfigError
 from vitrail.training.recipe import Recipe, to_toml
-from vitrail.training.run_folder import choose, claim
 
 _LAUNCHER, _ENDED = "VITRAIL_LAUNCHER", "VITRAIL_ENDED"
 _PR_SET_PDEATHSIG = 1  # of Linux, prctl.h
 
 
-def check(processes: int, max_restarts: int) -> None:
+def check(recipe: Recipe, processes: int, max_restarts: int) -> None:
     """Raise `ConfigError` where processes cannot be started as the flags say."""
     if processes < 1:
         raise ConfigError(f"--processes is {processes}; it should be 1 or more")
@@ -35,6 +35,7 @@ def check(processes: int, max_restarts: int) -> None:
             f"--processes is {processes}, but torchrun has started this process (WORLD_SIZE is "
             f"{os.environ['WORLD_SIZE']}); leave one of the two out"
         )
+    check_batch(recipe.train.batch_size, processes, recipe.augment)
 
 
 def launch(
@@ -45,6 +46,10 @@ def launch(
     max_restarts: int,
 ) -> int:
     """Train with `processes` of them on this machine; give the exit code of the one that failed."""
+    from vitrail.training.run_folder import choose, claim
+    from vitrail.training.world import World
+
+    World(processes - 1, processes, processes - 1).device(recipe.train.device)
     run = choose(recipe, out, flags["--resume"])
     if out is None and not flags["--resume"]:
         run = claim(recipe)  # here, so that a restart goes on with the same run

@@ -4,6 +4,7 @@ DDP keeps all weights on every process. FSDP2 (Zhao et al. 2023) keeps a piece o
 gradient and optimizer state, and gathers a block's weights while it computes.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
@@ -52,6 +53,8 @@ class Parallel:
             self.wrapped = module
             return module
         if self.world.size > 1:
+            # Of an image alone the gradient of a token has other strides, which costs nothing.
+            warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
             # Weights are sent by `World.spread`, so that nothing is exchanged here, where an error
             # of one process would leave the others waiting.
             module = self.wrapped = DistributedDataParallel(

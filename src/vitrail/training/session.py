@@ -204,11 +204,12 @@ class Session:
         """Measure the weights on the held-out images."""
         self.check_finite()
         model, dtype = self.learner.answering, self.recipe.train.dtype
-        own = self.world.together(lambda: answers(model, self.preprocess, self.held_out, dtype))
+        how, source = self.preprocess, self.held_out.source
+        own = self.world.together(lambda: answers(model, how, self.held_out, dtype), leaves=True)
         parts = self.world.collect(own)
         for part in parts:
             self.held_out.bad |= part.bad
-        source, names = self.held_out.source, self.data.train.classes
+        names = self.data.train.classes
         return self.world.alone(lambda: measured(parts, source, names))
 
     def share_bad(self) -> None:

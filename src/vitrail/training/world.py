@@ -65,14 +65,14 @@ class World:
         self._settle([told], error)
         return value  # type: ignore[return-value]
 
-    def together(self, do: Callable[[], T]) -> T:
+    def together(self, do: Callable[[], T], *, leaves: bool = False) -> T:
         """Do something that needs no other process, on each; an error of one is raised on all.
 
-        A signal ends it at once.
+        A signal waits until it is done, or with `leaves` ends it at once.
         """
         if self.size == 1:
             return do()
-        value, error = _tried(lambda: self._now(do))
+        value, error = _tried(lambda: self._now(do) if leaves else do())
         self._settle(self.exchange(_portable(error, self.rank)), error)
         return value  # type: ignore[return-value]
 
@@ -194,8 +194,9 @@ def joined(device: str) -> Iterator[World]:
     try:
         yield world
     except PeerLostError:
-        # Its own end must not come first: the exit code of the run is that of what ended.
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Its own end must not come first: the exit code of the run is that of what ended. So it
+        # waits for the agent's signal, which may have come already.
+        if "TORCHELASTIC_RUN_ID" in os.environ and world.interrupt.received is None:
             time.sleep(AGENT_SECONDS)
         raise
     except BaseException:
