@@ -14,10 +14,11 @@ import ranks
 from runs import assert_equal_runs, rows, status, stopped, write_photos
 from vitrail.errors import ConfigError
 from vitrail.training import checkpoint, launch
+from vitrail.training.joining import joined
 from vitrail.training.loop import train
 from vitrail.training.recipe import Parallel, Recipe, Train, to_toml
 from vitrail.training.session import Session
-from vitrail.training.world import World, joined
+from vitrail.training.world import World
 
 # Muon makes its steps orthogonal in bfloat16: a last bit of a gradient may be 2^-9 of a step.
 MUON = 2e-3

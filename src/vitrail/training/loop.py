@@ -11,11 +11,12 @@ from vitrail.inference.runner import undisturbed
 from vitrail.reporting.page import write_run_page
 from vitrail.training.display import Display, tell
 from vitrail.training.interrupt import Interrupt, Interrupted, listening
+from vitrail.training.joining import connected, joined
 from vitrail.training.lock import held, sweep
 from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.run_folder import choose, claim, is_finished
 from vitrail.training.session import Session
-from vitrail.training.world import World, connected, joined
+from vitrail.training.world import World
 from vitrail.weights.bundle import Bundle
 from vitrail.weights.loading import load
 

@@ -36,8 +36,10 @@ class Parallel:
         mesh = init_device_mesh(self.device.type, (self.world.size,))
         reshard = self.recipe.parallel.reshard
         # Blocks are gathered in bfloat16, half the traffic. What autocast leaves in float32 stays
-        # so: the stream of tokens, and what is before and after the blocks.
-        half = torch.bfloat16 if self.recipe.train.dtype == "bfloat16" else None
+        # so: the stream of tokens, and what is before and after the blocks. On a CPU autocast does
+        # not bring the weights of a norm back to float32, which the stream asks for.
+        on_gpu = self.device.type == "cuda"
+        half = torch.bfloat16 if on_gpu and self.recipe.train.dtype == "bfloat16" else None
         policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
         for block in model.blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)

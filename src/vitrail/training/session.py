@@ -66,6 +66,7 @@ class Session:
         self.broken: dict[int, str] = {}  # checkpoints that were passed over
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # in earlier sessions
         self.began, self.cpu_began = time.monotonic(), time.process_time()
+        self.cpu_elsewhere = 0.0  # of the other processes, when last told
         self.best = -1.0
         self.log_began = self.began
         self.last: Evaluation | None = None  # of the weights as they are now
@@ -176,7 +177,7 @@ class Session:
     def log(self) -> dict[str, Any]:
         """Write a row of what was learned since the last; stop where it is not finite."""
         self.check_finite()
-        self.share_bad()
+        self.share()
         window = self.learner.meters.read()
         if window.skipped:
             self.note_skipped(window)
@@ -212,11 +213,14 @@ class Session:
         names = self.data.train.classes
         return self.world.alone(lambda: measured(parts, source, names))
 
-    def share_bad(self) -> None:
-        """Let each process know the training images that another one could not read."""
+    def share(self) -> None:
+        """Let each process know what the others could not read, and how long they have worked."""
         if self.world.size > 1:
-            for bad in self.world.exchange(dict(self.loader.bad)):
+            own = time.process_time() - self.cpu_began
+            told = self.world.exchange((dict(self.loader.bad), own))
+            for bad, _ in told:
                 self.loader.bad |= bad
+            self.cpu_elsewhere = sum(seconds for _, seconds in told) - own
 
     def save(self) -> None:
         """Write a checkpoint, if there is none of this step and the weights are finite."""
@@ -379,10 +383,13 @@ class Session:
         )
 
     def time_spent(self) -> dict[str, float]:
-        """Wall and processor seconds of all sessions of this run."""
+        """Wall and processor seconds of all sessions of this run, on all processes."""
         return {
             "seconds": self.spent["seconds"] + time.monotonic() - self.began,
-            "cpu_seconds": self.spent["cpu_seconds"] + time.process_time() - self.cpu_began,
+            "cpu_seconds": self.spent["cpu_seconds"]
+            + time.process_time()
+            - self.cpu_began
+            + self.cpu_elsewhere,
         }
 
     def command(self) -> str:
