@@ -51,6 +51,8 @@ def joined(device: str) -> Iterator[World]:
         # waits for the agent's signal, which may have come already.
         if "TORCHELASTIC_RUN_ID" in os.environ and world.interrupt.received is None:
             time.sleep(AGENT_SECONDS)
+        if backend == "gloo":  # nccl would wait for what never comes
+            dist.destroy_process_group()
         raise
     except BaseException:
         dist.destroy_process_group()

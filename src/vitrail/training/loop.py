@@ -58,6 +58,8 @@ def _train(
 ) -> Run:
     run = world.alone(lambda: choose(recipe, out, resume))
     data = world.together(lambda: _data(recipe))
+    digests = world.exchange(data.digest)
+    world.alone(lambda: _check_alike(digests, recipe))
     for note in data.notes if world.is_first else ():
         tell(note)
     recipe = replace(recipe, model=recipe.model.replace(classes=len(data.train.classes)))
@@ -76,6 +78,16 @@ def _train(
             if not world.alone(lambda: is_finished(run, recipe, facts, override=override)):
                 _work(session, facts, interrupt)
     return Run(run.path, world.alone(run.summary))
+
+
+def _check_alike(digests: list[str], recipe: Recipe) -> None:
+    """Raise `ConfigError` where a machine has other data than the first."""
+    other = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    if other:
+        raise ConfigError(
+            f"{recipe.data.source} is not the same data for process 0 and {', '.join(other[:5])}; "
+            "give every machine the same files"
+        )
 
 
 def _data(recipe: Recipe) -> Splits:
