@@ -105,7 +105,7 @@ def test_a_second_signal_ends_the_run_at_once(
 
 
 def test_a_signal_outside_of_the_work_ends_as_it_asks() -> None:
-    with pytest.raises(KeyboardInterrupt), interrupt.listening():
+    with pytest.raises(KeyboardInterrupt), interrupt.listening(interrupt.Interrupt()):
         os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -21,6 +21,7 @@ from vitrail.flags import front_page, read_flags, read_train
 from vitrail.model.checks import check_image_size
 from vitrail.model.config import Activation, Pooling, Positions
 from vitrail.model.presets import preset
+from vitrail.training import launch
 from vitrail.training.recipe import Recipe, default_recipe, read_recipe, to_toml
 
 # How data without a split of its own is split, and how a table is read.
@@ -46,6 +47,8 @@ class Train:
     out: str | None = None  # the run's folder, else the lowest unused runs/DATA-N
     resume: bool = False  # continue the newest unfinished run of this data
     override: bool = False  # continue a run although its recipe or data were others
+    processes: int = 1  # on this machine, which share each batch; on several: docs/scale.md
+    max_restarts: int = 0  # of all processes, when one of them dies
     print_recipe: bool = False  # print the whole recipe as TOML, and train nothing
     dry_run: bool = False  # take a few steps, say what time and memory to expect, write nothing
     json: bool = False  # print the summary as JSON
@@ -55,15 +58,23 @@ class Train:
         if self.print_recipe:
             print(to_toml(self.tree), end="")
             return 0
+        launch.check(self.tree, self.processes, self.max_restarts)
+        if self.processes > 1:
+            given = {"--resume": self.resume, "--override": self.override}
+            given |= {"--dry-run": self.dry_run, "--json": self.json}
+            return launch.launch(self.tree, self.out, given, self.processes, self.max_restarts)
+        launch.follow_launcher()
         from vitrail.inference.formats import run_text, trial_text
         from vitrail.training.loop import dry_run, train
 
         if self.dry_run:
             found = dry_run(self.tree).to_json()
-            print(_json(found) if self.json else trial_text(found))
-            return 0
-        run = train(self.tree, self.out, resume=self.resume, override=self.override)
-        print(_json(run.summary) if self.json else run_text(run.folder, run.summary))
+            text = _json(found) if self.json else trial_text(found)
+        else:
+            run = train(self.tree, self.out, resume=self.resume, override=self.override)
+            text = _json(run.summary) if self.json else run_text(run.folder, run.summary)
+        if os.environ.get("RANK", "0") == "0":  # the first process speaks for all
+            print(text)
         return 0
 
 
@@ -354,12 +365,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = words[: words.index("--") if "--" in words else None]
     debug = "--debug" in flags
     words = [flag for flag in flags if flag != "--debug"] + words[len(flags) :]
+    if (code := launch.ended()) is not None:
+        return code
     try:
         return _dispatch(words)
     except VitrailError as error:
+        launch.end(error.exit_code)
         if debug:
             raise
-        print(f"vitrail: {error}", file=sys.stderr)
+        if not error.quiet:
+            print(f"vitrail: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

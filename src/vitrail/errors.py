@@ -14,6 +14,7 @@ class VitrailError(Exception):
     """Base of every error that a user can cause."""
 
     exit_code = 1
+    quiet = False  # another process of the run tells it
 
 
 class ConfigError(VitrailError):

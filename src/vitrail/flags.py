@@ -1,5 +1,6 @@
 """The flags of a command, read into its dataclass, those of `train` over a recipe; and help."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -70,7 +71,8 @@ def _recipe(given: Any, other_model: bool) -> Recipe:
         recipe = _recipe_to_resume(given.data, given.out, columns)
     else:
         recipe, note = default_recipe(given.data, *columns, weights)
-        if note and not (given.model or other_model or given.print_recipe):
+        is_first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+        if note and is_first and not (given.model or other_model or given.print_recipe):
             print(note, file=sys.stderr)
     if given.model is not None:
         recipe = replace(recipe, model=preset(given.model))
@@ -165,6 +167,8 @@ def _train_help() -> str:
         ("--out FOLDER", "the run's folder, else the lowest unused runs/DATA-N"),
         ("--resume", "continue the newest unfinished run of this data"),
         ("--override", "continue a run although its recipe or data were others"),
+        ("--processes N", "share each batch among N processes of this machine"),
+        ("--max-restarts K", "with --processes: start again when one of them dies"),
         ("--print-recipe", "print the whole recipe as TOML, and train nothing"),
         ("--dry-run", "take a few steps, say what time and memory to expect, write nothing"),
         ("--json", "print the summary as JSON"),

@@ -70,3 +70,23 @@ class Augment:
                 "mix_block is 1; with mixup or cutmix it should be 2 or more, for an image alone "
                 "finds no partner"
             )
+
+
+def check_batch(batch_size: int, ranks: int, augment: Augment) -> None:
+    """Raise `ConfigError` where a batch does not split over the processes of a run."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it should be 1 or more")
+    if batch_size == 1 and (augment.mixup or augment.cutmix):
+        raise ConfigError(
+            "batch_size is 1; with mixup or cutmix it should be 2 or more, for an image alone "
+            "finds no partner"
+        )
+    # A sample and its partner must be on the same rank, or the number of ranks changed the batch.
+    mixes = ranks > 1 and (augment.mixup or augment.cutmix)
+    whole, blocks = (ranks, "") if not mixes else (ranks * augment.mix_block, " in whole blocks")
+    if batch_size % whole:
+        below, above = batch_size // whole * whole or whole, (batch_size // whole + 1) * whole
+        raise ConfigError(
+            f"batch_size {batch_size} does not split over {ranks} processes{blocks} "
+            f"(augment.mix_block is {augment.mix_block}); give {below} or {above}"
+        )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.config import Augment
+from vitrail.data.config import Augment, check_batch
 from vitrail.data.crop import draw_crops, random_crop
 from vitrail.data.decode import open_image
 from vitrail.data.draws import grouped_order, order, repeated
@@ -69,7 +69,7 @@ class Loader:
         ranks: int = 1,
         pinned: bool = False,
     ) -> None:
-        _check_batch(batch_size, ranks, augment)
+        check_batch(batch_size, ranks, augment)
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
         self.threads, self.timeout, self.max_bad_share = threads, timeout, max_bad_share
         self.fast, self.augment = decode == "fast", augment
@@ -234,25 +234,6 @@ class Loader:
         return (
             f"{len(self.bad)} of {len(self.source)} files cannot be read, more than the share of "
             f"{self.max_bad_share:g} that data.max_bad_share allows:\n{first}"
-        )
-
-
-def _check_batch(batch_size: int, ranks: int, augment: Augment) -> None:
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it should be 1 or more")
-    if batch_size == 1 and (augment.mixup or augment.cutmix):
-        raise ConfigError(
-            "batch_size is 1; with mixup or cutmix it should be 2 or more, for an image alone "
-            "finds no partner"
-        )
-    # A sample and its partner must be on the same rank, or the number of ranks changed the batch.
-    mixes = ranks > 1 and (augment.mixup or augment.cutmix)
-    whole, blocks = (ranks, "") if not mixes else (ranks * augment.mix_block, " in whole blocks")
-    if batch_size % whole:
-        below, above = batch_size // whole * whole or whole, (batch_size // whole + 1) * whole
-        raise ConfigError(
-            f"batch_size {batch_size} does not split over {ranks} processes{blocks} "
-            f"(augment.mix_block is {augment.mix_block}); give {below} or {above}"
         )
 
 

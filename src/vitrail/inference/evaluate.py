@@ -1,10 +1,12 @@
 """How good the answers are: accuracy with its interval, calibration, classes, confusion."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
@@ -82,13 +84,34 @@ def evaluate_loader(
     model: ViT, preprocess: Preprocess, loader: Loader, names: tuple[str, ...], dtype: str
 ) -> Evaluation:
     """Measure a model on every sample of a loader; its classes are found among `names`."""
+    return measured([answers(model, preprocess, loader, dtype)], loader.source, names)
+
+
+class Answers(NamedTuple):
+    """Logits, N classes, labels, N, by the source's classes, and by place what was not read."""
+
+    scores: Tensor
+    labels: Tensor
+    bad: dict[int, BadFile]
+
+
+def answers(model: ViT, preprocess: Preprocess, loader: Loader, dtype: str) -> Answers:
+    """Give a model's answers to every sample of a loader."""
     batches = list(logits(model, preprocess, loader, dtype))
-    if not batches:
-        raise DataError(f"none of the {len(loader.source)} held-out images can be read")
-    place = torch.tensor([names.index(name) for name in loader.source.classes])
-    scores = torch.cat([scores for scores, _ in batches])
-    labels = place[torch.cat([labels for _, labels in batches])]
-    return measure(scores.numpy(), labels.numpy(), names, bad=tuple(loader.bad.values()))
+    none = (torch.empty(0, model.config.classes), torch.empty(0, dtype=torch.long))
+    scores, labels = map(torch.cat, zip(*batches or [none], strict=True))
+    return Answers(scores, labels, loader.bad)
+
+
+def measured(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -> Evaluation:
+    """Measure answers that together are those to all of a source, in its order."""
+    labels = torch.cat([part.labels for part in parts])
+    if not len(labels):
+        raise DataError(f"none of the {len(source)} held-out images can be read")
+    place = torch.tensor([names.index(name) for name in source.classes])
+    scores = torch.cat([part.scores for part in parts])
+    bad = {index: file for part in parts for index, file in part.bad.items()}
+    return measure(scores.numpy(), place[labels].numpy(), names, bad=tuple(bad.values()))
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import UnsafeError, WeightsError
+from vitrail.training.world import World
 from vitrail.weights import disk, files
 
-REQUIRED = {"model.safetensors", "optimizer.safetensors", "loop.safetensors"}
+REQUIRED = {"model", "optimizer", "loop"}
+NAME = r"(\w+)(?:\.(\d{1,6})-of-(\d{1,6}))?\.safetensors"  # a part, or one process' pieces of it
 
 Parts = Mapping[str, Mapping[str, Tensor]]  # "model", "ema", "optimizer", "loop"
 
@@ -61,6 +64,30 @@ def save(folder: Path, step: int, parts: Parts) -> Path:
     return write(folder, step, parts).settle()
 
 
+def save_shards(folder: Path, step: int, parts: Parts, world: World) -> Path:
+    """Write `folder/step-N` by all processes, each the pieces that it has."""
+    path = folder / f"step-{step:08d}"
+    size = sum(world.exchange(sum(t.nbytes for part in parts.values() for t in part.values())))
+    world.alone(lambda: disk.check_room(path, size))
+    with ExitStack() as stack:  # it drops what is there where one process cannot write
+        beside = world.alone(lambda: stack.enter_context(disk.new_folder(path)))
+        written = world.together(lambda: _write_shard(beside, parts, world))
+        digests = {name: d for shard in world.exchange(written) for name, d in shard.items()}
+
+        def finish() -> None:
+            disk.write_json(beside / "index.json", {"step": step, "sha256": digests})
+            stack.close()
+
+        world.alone(finish)
+    return path
+
+
+def _write_shard(beside: Path, parts: Parts, world: World) -> dict[str, str]:
+    names = {part: f"{part}.{world.rank}-of-{world.size}.safetensors" for part in parts}
+    with disk.written(beside):
+        return {names[p]: files.write_tensors(beside / names[p], parts[p]) for p in parts}
+
+
 def prune(folder: Path, step: int, keep: int, broken: Collection[int] = ()) -> None:
     """Drop all but the newest `keep` up to `step`: the older ones are for when one breaks.
 
@@ -91,18 +118,44 @@ def read(path: Path) -> Checkpoint:
         isinstance(step, int)
         and path.name == f"step-{step:08d}"
         and isinstance(digests, dict)
-        and digests.keys() >= REQUIRED
-        and all(re.fullmatch(r"\w+\.safetensors", name) for name in digests)
+        and _is_whole(list(digests))
     ):
         raise WeightsError(f"checkpoint {path}: index.json is not as it was written")
     for name in digests:  # a file that was cut is found by its size, before any is read whole
         files.open_weights(path / name)
-    parts = {}
-    for name, digest in digests.items():
-        if files.sha256(path / name) != digest:
+    pieces: dict[str, list[dict[str, Tensor]]] = {}
+    for name in sorted(digests, key=_rank):
+        if files.sha256(path / name) != digests[name]:
             raise WeightsError(f"checkpoint {path}: {name} is not as it was written")
-        parts[Path(name).stem] = files.read_tensors(path / name)
-    return Checkpoint(step, parts)
+        pieces.setdefault(name.partition(".")[0], []).append(files.read_tensors(path / name))
+    return Checkpoint(step, {part: _joined(shards) for part, shards in pieces.items()})
+
+
+def _is_whole(names: list[str]) -> bool:
+    """Say whether these are all files of a checkpoint: of each part one, or one by each process."""
+    found = [re.fullmatch(NAME, name) for name in names]
+    if None in found or not {match[1] for match in found if match} >= REQUIRED:
+        return False
+    return all(
+        f"{match[1]}.{rank}-of-{match[3]}.safetensors" in names
+        for match in found
+        if match and match[3]
+        for rank in range(int(match[3]))
+    )
+
+
+def _rank(name: str) -> int:
+    match = re.fullmatch(NAME, name)
+    return int(match[2] or 0) if match else 0
+
+
+def _joined(shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Give whole tensors; FSDP2 cuts them along their first axis."""
+    if len(shards) == 1:
+        return shards[0]
+    names = dict.fromkeys(name for shard in shards for name in shard)
+    pieces = {name: [shard[name] for shard in shards if name in shard] for name in names}
+    return {name: p[0] if len(p) == 1 else torch.cat(p) for name, p in pieces.items()}
 
 
 def steps(folder: Path) -> dict[int, Path]:

@@ -15,13 +15,16 @@ SECONDS_BETWEEN_LINES = 5.0
 class Display:
     """Progress on standard error; standard output stays free for results."""
 
-    def __init__(self, steps: int, start: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, steps: int, start: int, steps_per_epoch: int, *, is_shown: bool = True
+    ) -> None:
+        self.is_shown = is_shown  # the first process of a run speaks for all
         self.steps, self.start, self.steps_per_epoch = steps, start, steps_per_epoch
         self.console = Console(stderr=True, highlight=False)
         self.began = self.last_line = time.monotonic()
         self.bar: Progress | None = None
         self.figures = self.held_out = ""
-        if self.console.is_terminal:
+        if self.console.is_terminal and is_shown:
             self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),
@@ -64,6 +67,8 @@ class Display:
             self._line(done)
 
     def _line(self, done: int) -> None:
+        if not self.is_shown:
+            return
         self.last_line = time.monotonic()
         spent = self.last_line - self.began
         left = spent / max(done - self.start, 1) * (self.steps - done)

@@ -13,6 +13,11 @@ from vitrail.errors import VitrailError
 class Interrupted(BaseException):
     """A signal asked the run to stop, and no step is half taken: what is there can be saved."""
 
+    @property
+    def number(self) -> int | None:
+        """The signal, where another process got it."""
+        return self.args[0] if self.args else None
+
 
 class Interrupt:
     """The signal that asked the run to stop, if any."""
@@ -21,6 +26,8 @@ class Interrupt:
     urgent = False  # it came twice: nothing that takes time is done any more
     held = False
     raised = False
+    told: int | None = None  # the signal that another process got: its own may come later
+    shared = False  # with other processes, which must leave at the same place
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         self.urgent, self.received = self.received is not None, number
@@ -31,7 +38,7 @@ class Interrupt:
 
     def stop(self) -> NoReturn:
         self.raised = True
-        raise Interrupted
+        raise Interrupted(self.received)
 
     def caused(self, error: BaseException) -> bool:
         """Say whether `error` comes of the signal: an import turns it into one of its own."""
@@ -45,21 +52,36 @@ class Interrupt:
         try:
             yield
         finally:
-            self.held = False
-        if self.received is not None:
+            self.held = self.shared
+        if self.received is not None and not self.shared:
             self.stop()
+
+    @contextmanager
+    def now(self) -> Iterator[None]:
+        """Let a signal end what is done here: the other processes have no part in it."""
+        before = self.held
+        try:
+            self.held = False
+            if self.received is not None:
+                self.stop()
+            yield
+        finally:
+            self.held = before
 
     def leave(self) -> NoReturn:
         """End as the signal would have ended the program: exit code 130 or 143."""
-        if self.received == signal.SIGTERM:
+        if (self.received or self.told) == signal.SIGTERM:
             raise SystemExit(143)
         raise KeyboardInterrupt
 
 
 @contextmanager
-def listening() -> Iterator[Interrupt]:
-    """Raise `Interrupted` at SIGINT and SIGTERM; outside the main thread signals do not come."""
-    interrupt = Interrupt()
+def listening(interrupt: Interrupt, *, shared: bool = False) -> Iterator[Interrupt]:
+    """Raise `Interrupted` at SIGINT and SIGTERM; outside the main thread signals do not come.
+
+    With `shared` they wait until all processes of the run can agree to leave.
+    """
+    interrupt.shared = interrupt.held = shared
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return

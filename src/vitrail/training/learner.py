@@ -3,8 +3,8 @@
 import copy
 from collections.abc import Mapping
 from functools import partial
-from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,10 +21,12 @@ from vitrail.model.vit import ViT
 from vitrail.training.meters import Meters
 from vitrail.training.objectives import Objective
 from vitrail.training.optimizer import Optimizer
+from vitrail.training.parallel import Parallel, load_weights, local, whole
 from vitrail.training.recipe import Recipe
 from vitrail.training.schedule import factor, image_size
 from vitrail.training.start import Start
 from vitrail.training.step import train_step
+from vitrail.training.world import World
 
 
 class Learner:
@@ -38,57 +40,115 @@ class Learner:
         device: torch.device,
         steps: int,
         *,
+        world: World | None = None,
         head_alone: bool = False,
     ) -> None:
         self.recipe, self.objective, self.device, self.steps = recipe, objective, device, steps
+        self.world = world or World()
+        self.parallel = Parallel(self.world, recipe, device)
         train = recipe.train
         self.model, self.preprocess = start.model.to(device).train(), start.preprocess
         self.mean = copy.deepcopy(self.model).eval() if recipe.ema.decay else None
+        self.head_alone = head_alone  # batches are features then, and the head is what is trained
+        module: nn.Module = self.model.head if head_alone else objective.module(self.model)
+        self.plain = copy.deepcopy(self.model).cpu() if self.parallel.is_sharded else None
+        if self.parallel.is_sharded:
+            self.parallel.shard(module, self.model)
+            if self.mean is not None:
+                self.parallel.shard(self.mean, self.mean)
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         self.meters = Meters(device)
         self.scaler = GradScaler(device.type) if train.dtype == "float16" else None
         if train.recompute:
             recomputed(self.model)
-        self.head_alone = head_alone  # batches are features then, and the head is what is trained
-        module: nn.Module = self.model.head if head_alone else objective.module(self.model)
-        self.module, self.model_input = module, model_input
-        if train.compile:
-            self.module = cast(nn.Module, torch.compile(module))
-            self.model_input = torch.compile(model_input)
+        self.module = self.parallel.wrap(module, self.model)
+        self.model_input = torch.compile(model_input) if train.compile else model_input
 
     @property
     def answering(self) -> ViT:
-        """The weights to evaluate and save: their running mean where there is one."""
-        return self.model if self.mean is None else self.mean
+        """The weights to evaluate and save: their running mean where there is one.
+
+        Where they lie in pieces, each process takes part and has the whole.
+        """
+        weights = self.model if self.mean is None else self.mean
+        if self.plain is None:
+            return weights
+        self.plain.load_state_dict({n: whole(w) for n, w in weights.state_dict().items()})
+        return self.plain.to(self.device)
 
     def step(self, batch: Batch, step: int) -> None:
         """Learn from one uint8 batch; all of it depends on the recipe, the batch and `step`."""
         train = self.recipe.train
-        if not len(batch.labels):  # every file of it was bad
+        count = len(batch.labels) if self.world.size == 1 else self.world.images
+        if not count:  # every file of it was bad
             return
-        torch.manual_seed((train.seed << 32) + step)  # dropout; a resume needs no generator's state
+        torch.manual_seed(self.dropout_seed(step))  # a resume needs no generator's state
         images, targets = self.prepared(batch, step)
-        size = train.micro_batch or len(images)
         with precision(self.device, train.dtype):
             result = train_step(
                 self.module,
                 self.objective,
                 self.optimizer,
-                list(zip(images.split(size), targets.split(size), strict=True)),
-                images=train.batch_size,
+                self.micro_batches(images, targets),
+                images=train.batch_size / self.world.size,  # gradients are averaged over processes
                 lr_factor=factor(self.recipe.schedule, step, self.steps),
                 clip=self.recipe.optimizer.clip,
                 scaler=self.scaler,
                 skip_nonfinite=train.skip_nonfinite,
+                parallel=self.parallel,
             )
         if self.mean is not None and result.taken:
             _move(self.mean, self.model, self.recipe.ema.decay, step)
-        self.meters.count(result, len(batch.labels), step)
+        self.meters.count(result, count, step)
+
+    def dropout_seed(self, step: int) -> int:
+        """Give the seed of a step, another one on each process."""
+        seed, rank = self.recipe.train.seed, self.world.rank
+        if rank == 0:
+            return (seed << 32) + step
+        return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
+
+    def micro_batches(self, images: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Split a batch; of many processes each has as many parts, empty where images lack."""
+        train = self.recipe.train
+        if self.world.size == 1:
+            size = train.micro_batch or len(images)
+            return list(zip(images.split(size), targets.split(size), strict=True))
+        share = train.batch_size // self.world.size
+        size = train.micro_batch or share
+        starts = range(0, share, size)
+        return [(images[i : i + size], targets[i : i + size]) for i in starts]
+
+    @torch.enable_grad()
+    def rehearse(self) -> None:
+        """Compute one gradient and forget it: DDP orders its buckets by the first that it sees.
+
+        Their order decides in which order processes are summed, so that without it a resumed run
+        of three or more would differ in its last bits.
+        """
+        train = self.recipe.train
+        share = train.batch_size // self.world.size
+        size = min(train.micro_batch or share, share)
+        blank = torch.zeros(size, *self.input_shape(0), device=self.device)
+        with precision(self.device, train.dtype):
+            labels = torch.zeros(size, dtype=torch.long, device=self.device)
+            self.objective.loss(self.module, blank, labels).mean.backward()
+        self.module.zero_grad(set_to_none=True)
+
+    def input_shape(self, step: int) -> tuple[int, ...]:
+        """Give C H W of what the model sees at a step, or D of the features that its head sees."""
+        if self.head_alone:
+            return (self.model.head.in_features,)  # type: ignore[return-value]
+        size = image_size(self.recipe, step, self.steps) or self.preprocess.size
+        return (self.preprocess.channels, *size)
 
     def prepared(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """Give the model's input and its targets: labels, or each class's share where mixed."""
         if self.head_alone:
             return batch.images, batch.labels.to(self.device, non_blocking=True)
+        if not len(batch.labels):  # another process has some
+            labels = torch.zeros(0, dtype=torch.long, device=self.device)
+            return torch.zeros(0, *self.input_shape(step), device=self.device), labels
         how, (tall, wide) = self.recipe.augment, batch.images.shape[2:]
         seed = self.recipe.train.seed
         draws = draw(seed, batch.epoch, batch.keys, batch.blocks, how, (tall, wide))
@@ -103,11 +163,12 @@ class Learner:
     def is_finite(self) -> bool:
         """Say whether every loss, gradient and weight so far was finite; this waits."""
         models = [self.model] if self.mean is None else [self.model, self.mean]
-        weights = (p for model in models for p in model.parameters())
-        return all(bool(p.isfinite().all()) for p in weights) and self.meters.bad_step() is None
+        weights = (local(p) for model in models for p in model.parameters())
+        finite = all(bool(p.isfinite().all()) for p in weights) and self.meters.bad_step() is None
+        return not self.world.any(not finite)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Give the parts of a checkpoint."""
+        """Give the parts of a checkpoint, weights in pieces where they lie in pieces."""
         parts = {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state(),
@@ -123,12 +184,12 @@ class Learner:
         return parts
 
     def load(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take up what `state` gave."""
-        self.model.load_state_dict(parts["model"])
+        """Take up what `state` gave, whole."""
+        load_weights(self.model, parts["model"])
         self.optimizer.load(parts["optimizer"])
         self.meters.load(parts["loop"])
         if self.mean is not None:
-            self.mean.load_state_dict(parts["ema"])
+            load_weights(self.mean, parts["ema"])
         if self.scaler is not None:
             values = {name: float(value) for name, value in parts["scaler"].items()}
             counts = ("growth_interval", "_growth_tracker")
@@ -165,4 +226,4 @@ def _move(mean: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Move the running mean towards the weights; at first it follows fast (TensorFlow's rule)."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
     for old, new in zip(mean.parameters(), model.parameters(), strict=True):
-        old.lerp_(new, weight)
+        local(old).lerp_(local(new), weight)

@@ -1,6 +1,6 @@
 """The training loop: load, step, log, save, evaluate."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +11,13 @@ from vitrail.inference.runner import undisturbed
 from vitrail.reporting.page import write_run_page
 from vitrail.training.display import Display, tell
 from vitrail.training.interrupt import Interrupt, listening
+from vitrail.training.joining import connected, joined
 from vitrail.training.lock import held, sweep
 from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.run_folder import choose, claim, is_finished
 from vitrail.training.session import Session
 from vitrail.training.trial import Trial, settled, trial
+from vitrail.training.world import World
 from vitrail.weights.bundle import Bundle
 from vitrail.weights.loading import load
 
@@ -48,76 +50,104 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
-    run = choose(recipe, out, resume)
-    recipe, data = _with_data(recipe)
+    with joined(recipe.train.device) as world, connected(world):
+        return _train(recipe, out, resume, override, world)
+
+
+def _train(
+    recipe: Recipe, out: str | Path | None, resume: bool, override: bool, world: World
+) -> Run:
+    run = world.alone(lambda: choose(recipe, out, resume))
+    recipe, data = _with_data(recipe, world)
     facts = {"classes": list(data.train.classes), "data_digest": data.digest}
-    if is_finished(run, recipe, facts, override=override):
-        sweep(run.path)
-        return Run(run.path, run.summary())
+    if world.alone(lambda: is_finished(run, recipe, facts, override=override)):
+        world.alone(lambda: sweep(run.path))
+        return Run(run.path, world.alone(run.summary))
     with undisturbed(recipe.train.cpu_threads):
-        session = Session(recipe, data, run)
+        session = world.together(lambda: Session(recipe, data, run, world=world))
         if out is None and not resume:
-            run = session.run = claim(recipe)
-        with listening() as interrupt, held(run.path):
+            run = session.run = world.alone(lambda: claim(recipe))
+        several = world.size > 1
+        with listening(world.interrupt, shared=several) as interrupt, ExitStack() as stack:
+            world.alone(lambda: stack.enter_context(held(run.path)))
             # Once more: another process may have had the folder until now.
-            if not is_finished(run, recipe, facts, override=override):
+            if not world.alone(lambda: is_finished(run, recipe, facts, override=override)):
                 _work(session, facts, interrupt)
-    return Run(run.path, run.summary())
+    return Run(run.path, world.alone(run.summary))
 
 
 def dry_run(recipe: Recipe | str | Path) -> Trial:
     """Take a few steps of a recipe and write nothing: the time and memory to expect."""
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
-    recipe, data = _with_data(recipe)
-    with undisturbed(recipe.train.cpu_threads):
-        return trial(recipe, data)
+    with joined(recipe.train.device) as world, connected(world):
+        recipe, data = _with_data(recipe, world)
+        with undisturbed(recipe.train.cpu_threads):
+            return trial(recipe, data, world=world)
 
 
-def _with_data(recipe: Recipe) -> tuple[Recipe, Splits]:
-    """Open the images of a recipe, and give it their classes."""
+def _with_data(recipe: Recipe, world: World) -> tuple[Recipe, Splits]:
+    """Open the images of a recipe, the same for all processes, and give it their classes."""
+    data = world.together(lambda: _data(recipe))
+    digests = world.exchange(data.digest)
+    world.alone(lambda: _check_alike(digests, recipe))
+    for note in data.notes if world.is_first else ():
+        tell(note)
+    model = recipe.model.replace(classes=len(data.train.classes))
+    return replace(recipe, model=model), data
+
+
+def _data(recipe: Recipe) -> Splits:
     where = recipe.data
-    data = open_data(
+    return open_data(
         where.source,
         where.held_out_share,
         where.split_seed,
         image_column=where.image_column,
         label_column=where.label_column,
     )
-    for note in data.notes:
-        tell(note)
-    model = recipe.model.replace(classes=len(data.train.classes))
-    return replace(recipe, model=model), data
+
+
+def _check_alike(digests: list[str], recipe: Recipe) -> None:
+    """Raise `ConfigError` where a machine has other data than the first."""
+    other = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    if other:
+        raise ConfigError(
+            f"{recipe.data.source} is not the same data for process 0 and {', '.join(other[:5])}; "
+            "give every machine the same files"
+        )
 
 
 def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None:
     """Bring a run to its end, or say in its summary why it ended early."""
     try:
         try:
-            session = settled(session)
-            with interrupt.later():
-                session.start(facts)
-            session.take_up()
-            session.write_summary("running")
-            _steps(session, interrupt)
-            # A run that was stopped right here has its rows: it is measured again, no more.
-            evaluation = session.last or session.measure()
-            with interrupt.later():
-                summary = session.finish(evaluation)
-            session.run.write_summary(summary)
+            with connected(session.world):
+                session = settled(session)
+                with interrupt.later():
+                    session.start(facts)
+                session.take_up()
+                session.write_summary("running")
+                _steps(session, interrupt)
+                # A run that was stopped right here has its rows: it is measured again, no more.
+                evaluation = session.last or session.measure()
+                with interrupt.later():
+                    summary = session.finish(evaluation)
+                session.world.alone(lambda: session.run.write_summary(summary))
         except BaseException as error:
             if interrupt.urgent or not interrupt.caused(error):
                 raise
             session.save()
-            session.saver.settle()
-            tell(f"stopped at step {session.done}; this goes on:\n  {session.command()}")
+            session.settle()
+            if session.world.is_first:
+                tell(f"stopped at step {session.done}; this goes on:\n  {session.command()}")
             interrupt.leave()
     except BaseException as error:
         reason = str(error) or type(error).__name__
         with suppress(OutputError):
             session.saver.settle()
         with suppress(OutputError):  # a full disk may have no room for them either
-            if session.run.is_begun():
+            if session.world.is_first and session.run.is_begun():
                 session.run.log(f"{_status(error)} at step {session.done}: {reason}")
                 session.write_summary(_status(error), error=reason)
                 if not interrupt.urgent:
@@ -128,7 +158,9 @@ def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None
 def _steps(session: Session, interrupt: Interrupt) -> None:
     """Take the steps that are left: load, step, log, save, evaluate."""
     train = session.recipe.train
-    with Display(session.steps, session.done, session.per_epoch) as display:
+    with Display(
+        session.steps, session.done, session.per_epoch, is_shown=session.world.is_first
+    ) as display:
         if session.owes_evaluation():
             display.evaluated(session.evaluate().top1)
         for batch in session.batches():

@@ -9,6 +9,8 @@ from torch.amp.grad_scaler import GradScaler
 
 from vitrail.errors import ConfigError
 from vitrail.training.lamb import Lamb
+from vitrail.training.muon import Muon
+from vitrail.training.parallel import like
 from vitrail.training.recipe import Optimizer as Settings
 
 # What makes the tokens that enter the first block.
@@ -42,7 +44,7 @@ class Optimizer:
         if muon:
             # Jordan et al. 2024: momentum, made orthogonal by Newton-Schulz, is a step of the same
             # size in every direction.
-            self.parts.append(torch.optim.Muon(_groups(muon)))
+            self.parts.append(Muon(_groups(muon)))
 
     def step(self, factor: float) -> None:
         """Move the weights by their gradients, at `factor` of the highest learning rate."""
@@ -92,7 +94,8 @@ class Optimizer:
             part, group = home[parameter]
             # A step counter lives on the CPU whatever the device, but for torch's fused kernels.
             on_cpu = value.ndim == 0 and not group.get("fused")
-            part.state[parameter][key] = value.to("cpu" if on_cpu else parameter.device)
+            value = value.to("cpu" if on_cpu else parameter.device)
+            part.state[parameter][key] = like(parameter, value)
 
 
 def layer(name: str, depth: int) -> int:

@@ -12,6 +12,7 @@ from vitrail.data.loader import Batch, Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.inference.runner import precision
 from vitrail.model.vit import ViT
+from vitrail.training.parallel import Parallel
 from vitrail.training.recipe import Recipe
 
 
@@ -20,6 +21,11 @@ class Features(NamedTuple):
 
     values: Tensor
     read: np.ndarray
+
+    def joined(self, parallel: Parallel) -> "Features":
+        """Give those of all processes, each of which has computed some, and left 0 for the rest."""
+        read = torch.from_numpy(self.read).to(self.values.device, torch.int32)
+        return Features(parallel.total(self.values), parallel.total(read).bool().cpu().numpy())
 
     def batches(self, loader: Loader, seed: int, start: int, stop: int) -> Iterator[Batch]:
         """Give the loader's batches with features in place of images: the same, in its order."""

@@ -176,6 +176,24 @@ class Ema:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Parallel:
+    """How more than one process shares the work: see docs/scale.md."""
+
+    # ddp: each process has all weights; fsdp: a piece of them, gathered a block at a time.
+    kind: Literal["ddp", "fsdp"] = "ddp"
+    reshard: bool = True  # fsdp lets a block go after its forward pass: less memory, more traffic
+    checkpoints: Literal["gathered", "sharded"] = "gathered"  # sharded: each writes its own pieces
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.checkpoints == "sharded" and self.kind == "ddp":
+            raise ConfigError(
+                "checkpoints is sharded, but with ddp each process has all weights and nothing is "
+                'in pieces; give --parallel.kind fsdp, or leave checkpoints "gathered"'
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """All of a training run: repeat it with the same recipe and the same images."""
 
@@ -187,6 +205,7 @@ class Recipe:
     objective: Objective = Objective()
     train: Train = Train()
     ema: Ema = Ema()
+    parallel: Parallel = Parallel()
 
     def __post_init__(self) -> None:
         first, full, patch = self.train.first_size, self.model.image_size, self.model.patch_size
@@ -196,6 +215,11 @@ class Recipe:
             raise ConfigError(
                 f"train.first_size is {first}; it should be whole patches of {patch}, and no more "
                 f"than the model's {full}"
+            )
+        if self.parallel.kind == "fsdp" and self.train.dtype == "float16":
+            raise ConfigError(
+                "parallel.kind is fsdp and train.dtype float16, whose scale would be another on "
+                "each process; give --dtype bfloat16, or --parallel.kind ddp"
             )
 
 
@@ -305,8 +329,9 @@ def same_source(a: str, b: str) -> bool:
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Give a line for each leaf in which two recipes would train differently."""
     a, b = _flat(asdict(old)), _flat(asdict(new))
-    # Order, pixels and weights do not depend on them.
+    # Order, pixels and weights do not depend on them, or on another number of processes alone.
     same_run = ["data.threads", "data.timeout", "train.keep"]
+    same_run += [key for key in b if key.startswith("parallel.")]
     if same_source(old.data.source, new.data.source):
         same_run.append("data.source")
     return [

@@ -1,6 +1,7 @@
 """Saving while the training goes on: it waits for the writing, and the disk works beside it."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 
 from vitrail.training import checkpoint
 from vitrail.training.run_folder import RunFolder
@@ -41,7 +42,10 @@ class Saver:
 
     def _settle(self, run: RunFolder, written: checkpoint.Written) -> None:
         run.settle_metrics()  # no checkpoint outlives the rows that came before it
-        written.settle()
-        self.broken.pop(written.step, None)
-        self.prune(run, written.step)
-        run.log(f"saved {written.path.name}")
+        self.saved(run, written.step, written.settle())
+
+    def saved(self, run: RunFolder, step: int, path: Path) -> None:
+        """Count the checkpoint of `step`, which is on the disk, among those that stay."""
+        self.broken.pop(step, None)
+        self.prune(run, step)
+        run.log(f"saved {path.name}")

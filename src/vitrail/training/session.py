@@ -11,20 +11,22 @@ from vitrail.data.config import Augment
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.sources import Source, Splits
 from vitrail.errors import ConfigError
-from vitrail.inference.evaluate import Evaluation, evaluate_loader
-from vitrail.inference.runner import pick_device
+from vitrail.inference.evaluate import Evaluation, answers, measured
 from vitrail.reporting.page import write_run_page
 from vitrail.training import checkpoint, finite
+from vitrail.training.checkpoint import Checkpoint
 from vitrail.training.display import tell
 from vitrail.training.learner import Learner
 from vitrail.training.meters import Window
 from vitrail.training.objectives import Classify, Distill, Objective, Teacher
+from vitrail.training.parallel import Parts, is_sharded
 from vitrail.training.probe import Features, can_keep, features
 from vitrail.training.recipe import Recipe
 from vitrail.training.run_folder import RunFolder
 from vitrail.training.saver import Saver
 from vitrail.training.schedule import factor
 from vitrail.training.start import start
+from vitrail.training.world import World
 from vitrail.weights.bundle import Bundle, save
 from vitrail.weights.disk import check_room, write_bytes
 from vitrail.weights.loading import load
@@ -36,38 +38,51 @@ class Session:
     """One process that works on a run, from its newest checkpoint to its end."""
 
     def __init__(
-        self, recipe: Recipe, data: Splits, run: RunFolder, asked: Recipe | None = None
+        self,
+        recipe: Recipe,
+        data: Splits,
+        run: RunFolder,
+        asked: Recipe | None = None,
+        world: World | None = None,
     ) -> None:
         self.recipe, self.data, self.run = recipe, data, run
         self.asked = asked or recipe  # what the run stores, where `recipe` has more settled
+        self.world = world or World()
         if recipe.model.channels not in (1, 3):
             raise ConfigError(
                 f"the model reads {recipe.model.channels} channels, but images are read as grey "
                 "or RGB: set --model.channels to 1 or 3"
             )
-        self.device = pick_device(recipe.train.device)
+        self.device = self.world.device(recipe.train.device)
         beginning = start(recipe, data.train.classes)
         self.preprocess = beginning.preprocess
         size = recipe.train.batch_size
         self.loader = self._loader(data.train, size, recipe.augment)
-        self.held_out = self._loader(data.held_out, max(size, 64), Augment())
+        at_once = max(size, 64)
+        if self.world.size > 1:  # what splits over the processes
+            at_once = -(-at_once // size) * size
+        self.held_out = self._loader(data.held_out, at_once, Augment())
         self.loader.check_steps()
         self.per_epoch = self.loader.steps()
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
         self.features: Features | None = None  # of a frozen model's images, once they are needed
-        self.keeps_features = can_keep(recipe, beginning.model)
+        # Where weights lie in pieces, only the whole model can gather them.
+        in_pieces = is_sharded(self.world, recipe)
+        self.keeps_features = can_keep(recipe, beginning.model) and not in_pieces
         self.learner = Learner(
             recipe,
             beginning,
             self._objective(),
             self.device,
             self.steps,
+            world=self.world,
             head_alone=self.keeps_features,
         )
         self.done = self.saved = 0
         self.saver = Saver(recipe.train.keep)
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}  # in earlier sessions
         self.began, self.cpu_began = time.monotonic(), time.process_time()
+        self.cpu_elsewhere = 0.0  # of the other processes, when last told
         self.best, self.stale = -1.0, 0  # and the evaluations since then
         self.log_began = self.began
         self.last: Evaluation | None = None  # of the weights as they are now
@@ -96,27 +111,79 @@ class Session:
             max_bad_share=how.max_bad_share,
             decode=how.decode,
             augment=augment,
+            rank=self.world.rank,
+            ranks=self.world.size,
         )
 
     def batches(self) -> Iterator[Batch]:
-        """Give the batch of every step that is left."""
+        """Give the batch of every step that is left, or this process' share of it."""
         seed = self.recipe.train.seed
         if not self.keeps_features:
-            return self.loader.batches(seed, self.done, self.steps)
+            return self.world.agreed(self.loader.batches(seed, self.done, self.steps))
         if self.features is None:
-            model, dtype = self.learner.model, self.recipe.train.dtype
-            self.features = features(model, self.preprocess, self.loader, dtype)
-        return self.features.batches(self.loader, seed, self.done, self.steps)
+            self.features = self._features()
+        kept = self.features.batches(self.loader, seed, self.done, self.steps)
+        return self.world.agreed(kept)
+
+    def _features(self) -> Features:
+        """Compute the features of all images, each process those of its share."""
+        model, dtype = self.learner.model, self.recipe.train.dtype
+
+        def compute() -> Features:
+            return features(model, self.preprocess, self.loader, dtype)
+
+        return self.world.together(compute, leaves=True).joined(self.learner.parallel)
 
     def start(self, facts: Mapping[str, Any]) -> None:
         """Write what is known before the first step, if there is room for all that comes."""
-        self.check_room()
-        self.run.start(self.asked, facts)
+
+        def begin() -> None:
+            self.check_room()
+            self.run.start(self.asked, facts)
+
+        self.world.alone(begin)
 
     def take_up(self) -> None:
         """Load the newest whole checkpoint, if there is one, and forget what came after it."""
-        found, broken = checkpoint.newest(self.run.checkpoints)
-        self.saver.broken = broken
+        found = self._newest()
+        if self.world.size > 1:
+            # Also at the very beginning: other processors draw other last bits.
+            own = found.parts if found else self.learner.parallel.gathered(self.learner.state())
+            parts = self.world.spread(own)
+            self.world.together(lambda: self.learner.load(parts))
+            self.learner.rehearse()
+        elif found is not None:
+            self.learner.load(found.parts)
+        if found is not None:
+            self.done = self.saved = found.step
+        self.best, self.stale = self.world.alone(self._look_back)
+
+    def _newest(self) -> Checkpoint | None:
+        """Give the newest whole checkpoint, on all processes, its tensors on the first one."""
+        found: Checkpoint | None = None
+
+        def read() -> int | None:
+            nonlocal found
+            found, self.saver.broken = checkpoint.newest(self.run.checkpoints)
+            self._tell_broken(found)
+            if found is not None:
+                self.spent = {name: float(found.parts["loop"][name]) for name in self.spent}
+            return found and found.step
+
+        step = self.world.alone(read)
+        return found if self.world.is_first or step is None else Checkpoint(step, {})
+
+    def _look_back(self) -> tuple[float, int]:
+        """Drop the rows of steps that are taken again; give the best accuracy, and how stale."""
+        self.run.forget_after(self.done)
+        self.run.log(f"starts at step {self.done} of {self.steps}")
+        # A bundle is written before its row: the best of the rows is the one in best/.
+        measured = [row["top1"] for row in self.run.rows() if row["split"] == "val"]
+        best = max(measured, default=-1.0)
+        return best, len(measured) - 1 - measured.index(best) if measured else 0
+
+    def _tell_broken(self, found: Checkpoint | None) -> None:
+        broken = self.saver.broken
         if broken:
             step, problem = next(iter(broken.items()))
             more = f" (and {len(broken) - 1} older ones)" if len(broken) > 1 else ""
@@ -124,17 +191,6 @@ class Session:
             text = f"passed over step-{step:08d}{more}: {problem}; the run goes on from {used}"
             self.run.log(text)
             tell(text)
-        if found is not None:
-            loop = found.parts["loop"]
-            self.learner.load(found.parts)
-            self.spent = {name: float(loop[name]) for name in self.spent}
-            self.done = self.saved = found.step
-        self.run.forget_after(self.done)
-        # A bundle is written before its row: the best of the rows is the one in best/.
-        measured = [row["top1"] for row in self.run.rows() if row["split"] == "val"]
-        self.best = max(measured, default=-1.0)
-        self.stale = len(measured) - 1 - measured.index(self.best) if measured else 0
-        self.run.log(f"starts at step {self.done} of {self.steps}")
 
     def is_due(self, every: int) -> bool:
         """Say whether what is done every so many epochs is to be done now; at the end it is."""
@@ -144,7 +200,8 @@ class Session:
         """Say whether the run was stopped before it had measured the weights that it took up."""
         if not self.done or not self.is_due(self.recipe.train.evaluate_every):
             return False
-        return (self.done, "val") not in [(r["step"], r["split"]) for r in self.run.rows()]
+        rows = self.world.alone(self.run.rows)
+        return (self.done, "val") not in [(row["step"], row["split"]) for row in rows]
 
     def is_over(self) -> bool:
         """Say whether so many evaluations brought nothing better that the run ends."""
@@ -154,6 +211,7 @@ class Session:
     def log(self) -> dict[str, Any]:
         """Write a row of what was learned since the last; stop where it is not finite."""
         self.check_finite()
+        self.share()
         window = self.learner.meters.read()
         if window.skipped:
             self.note_skipped(window)
@@ -170,7 +228,8 @@ class Session:
         self.stale += 1
         if evaluation.top1 > self.best:
             self.best, self.stale = evaluation.top1, 0
-            save(self.bundle(evaluation), self.run.path / "best")
+            bundle = self.bundle(evaluation)
+            self.world.alone(lambda: save(bundle, self.run.path / "best"))
         # Last, so that a run that died before takes all of it again.
         self.add_row("val", evaluation.loss, evaluation.top1, None, None, rate)
         self.log_began += time.monotonic() - began  # its time is not the training's
@@ -181,8 +240,22 @@ class Session:
         """Measure the weights on the held-out images."""
         self.check_finite()
         model, dtype = self.learner.answering, self.recipe.train.dtype
+        how, source = self.preprocess, self.held_out.source
+        own = self.world.together(lambda: answers(model, how, self.held_out, dtype), leaves=True)
+        parts = self.world.collect(own)
+        for part in parts:
+            self.held_out.bad |= part.bad
         names = self.data.train.classes
-        return evaluate_loader(model, self.preprocess, self.held_out, names, dtype)
+        return self.world.alone(lambda: measured(parts, source, names))
+
+    def share(self) -> None:
+        """Let each process know what the others could not read, and how long they have worked."""
+        if self.world.size > 1:
+            own = time.process_time() - self.cpu_began
+            told = self.world.exchange((dict(self.loader.bad), own))
+            for bad, _ in told:
+                self.loader.bad |= bad
+            self.cpu_elsewhere = sum(seconds for _, seconds in told) - own
 
     def save(self) -> None:
         """Write a checkpoint, if there is none of this step and the weights are finite."""
@@ -192,20 +265,39 @@ class Session:
         began = time.monotonic()
         parts = self.learner.state()
         parts["loop"] |= checkpoint.numbers(self.time_spent())
-        self.saver.save(self.run, self.done, parts)
+        parallel = self.learner.parallel
+        if parallel.is_sharded and self.recipe.parallel.checkpoints == "sharded":
+            self._save_pieces(parallel.own(parts))
+        else:
+            parts = parallel.gathered(parts)
+            self.world.alone(lambda: self.saver.save(self.run, self.done, parts))
         self.saved = self.done
         self.log_began += time.monotonic() - began
 
+    def _save_pieces(self, pieces: Parts) -> None:
+        self.world.alone(self.run.settle_metrics)  # no checkpoint outlives the rows before it
+        path = checkpoint.save_shards(self.run.checkpoints, self.done, pieces, self.world)
+        self.world.alone(lambda: self.saver.saved(self.run, self.done, path))
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on the disk; raises `OutputError` if it never is."""
+        self.world.alone(self.saver.settle)
+
     def finish(self, evaluation: Evaluation) -> dict[str, Any]:
         """Leave the last weights, a few images to try and the page; give the summary."""
-        self.saver.settle()
-        save(self.bundle(evaluation), self.run.path / "last")
-        self.write_examples()
-        self.saver.prune(self.run, self.done)  # of a run that was killed while it did
-        self.run.log(f"finished at step {self.done}")
-        summary = self.summary("finished", evaluation)
-        write_run_page(self.run.path, summary)
-        return summary
+        bundle = self.bundle(evaluation)
+
+        def leave() -> dict[str, Any]:
+            self.saver.settle()
+            save(bundle, self.run.path / "last")
+            self.write_examples()
+            self.saver.prune(self.run, self.done)  # of a run that was killed while it did
+            self.run.log(f"finished at step {self.done}")
+            summary = self.summary("finished", evaluation)
+            write_run_page(self.run.path, summary)
+            return summary
+
+        return self.world.alone(leave)
 
     def check_room(self) -> None:
         """Raise `OutputError` where the disk has no room for what the run will write at least."""
@@ -222,19 +314,23 @@ class Session:
         """Raise `NonFiniteError` where a loss, gradient or weight is not finite."""
         if self.learner.is_finite():
             return
-        self.saver.settle()
         bad = self.learner.meters.bad_step()
         step, what = bad or (self.done - 1, "a weight was not finite")
         lr = self.recipe.optimizer.lr * factor(self.recipe.schedule, step, self.steps)
-        finite.stop(f"{what} at step {step} (learning rate {lr:.3g})", self.run.checkpoints)
+        self._stop(f"{what} at step {step} (learning rate {lr:.3g})")
 
     def note_skipped(self, window: Window) -> None:
         """Log the steps that were left out; where none was taken, stop."""
         what = f"{window.skipped} steps up to step {self.done} were not finite and left out"
-        self.run.log(f"{what}; {self.learner.meters.skipped} so far")
+        total = self.learner.meters.skipped
+        self.world.alone(lambda: self.run.log(f"{what}; {total} so far"))
         if not window.images:
-            self.saver.settle()
-            finite.stop(f"{what}: all there were", self.run.checkpoints)
+            self._stop(f"{what}: all there were")
+
+    def _stop(self, found: str) -> None:
+        """Raise `NonFiniteError`, which says which checkpoint is left."""
+        self.settle()
+        self.world.alone(lambda: finite.stop(found, self.run.checkpoints))
 
     def add_row(
         self,
@@ -256,7 +352,7 @@ class Session:
             "images_per_second": round(images_per_second, 1),
             "seconds": round(self.time_spent()["seconds"], 3),
         }
-        self.run.add_metrics(row)
+        self.world.alone(lambda: self.run.add_metrics(row))
         return row
 
     def write_examples(self) -> None:
@@ -274,7 +370,8 @@ class Session:
             write_bytes(self.run.path / "examples" / name, source.read(place))
 
     def write_summary(self, status: str, error: str | None = None) -> None:
-        self.run.write_summary(self.summary(status, error=error))
+        if self.world.is_first:
+            self.run.write_summary(self.summary(status, error=error))
 
     def summary(
         self, status: str, evaluation: Evaluation | None = None, error: str | None = None
@@ -320,14 +417,19 @@ class Session:
         )
 
     def time_spent(self) -> dict[str, float]:
-        """Wall and processor seconds of all sessions of this run."""
+        """Wall and processor seconds of all sessions of this run, on all processes."""
         return {
             "seconds": self.spent["seconds"] + time.monotonic() - self.began,
-            "cpu_seconds": self.spent["cpu_seconds"] + time.process_time() - self.cpu_began,
+            "cpu_seconds": self.spent["cpu_seconds"]
+            + time.process_time()
+            - self.cpu_began
+            + self.cpu_elsewhere,
         }
 
     def command(self) -> str:
         """Give the command that goes on with this run."""
         recipe, out = str(self.run.path / "recipe.toml"), str(self.run.path)
         words = ["vitrail", "train", self.recipe.data.source, "--recipe", recipe, "--out", out]
+        if self.world.size > 1:
+            words += ["--processes", str(self.world.size)]
         return shlex.join(words)

@@ -12,9 +12,11 @@ import torch
 from vitrail.data.sources import Splits
 from vitrail.errors import ConfigError
 from vitrail.training.display import tell
+from vitrail.training.parallel import is_sharded
 from vitrail.training.recipe import Recipe
 from vitrail.training.run_folder import RunFolder
 from vitrail.training.session import Session
+from vitrail.training.world import World
 from vitrail.weights.disk import write_json
 from vitrail.weights.files import read_json
 
@@ -49,25 +51,61 @@ def settled(session: Session) -> Session:
     `train.minutes` becomes a number of steps, and a batch that does not fit a GPU's memory is
     taken in parts. What was decided stands in the run folder, and is not decided again.
     """
-    recipe, data, run = session.recipe, session.data, session.run
-    train, file = recipe.train, run.path / FILE
-    if file.is_file():
-        values = read_json(file)
-        return Session(_with(recipe, values["steps"], values["micro_batch"]), data, run, recipe)
-    if train.minutes is None and (train.micro_batch is not None or session.device.type != "cuda"):
-        return session
-    found = trial(recipe, data)
+    recipe, data, run, world = session.recipe, session.data, session.run, session.world
+    file = run.path / FILE
+    values = world.alone(lambda: read_json(file) if file.is_file() else None)
+    if values is None:
+        if recipe.train.minutes is None and not _is_to_fit(session):
+            return session
+        found = trial(recipe, data, world=world)
+        values = world.alone(lambda: _settle(session, found))
+    whole = _with(recipe, values["steps"], values["micro_batch"])
+    return world.together(lambda: Session(whole, data, run, recipe, world))
+
+
+def _is_to_fit(session: Session) -> bool:
+    """Say whether it is to be found out how many images fit the memory at once."""
+    in_pieces = is_sharded(session.world, session.recipe)
+    open_size = session.recipe.train.micro_batch is None and not in_pieces
+    return open_size and session.device.type == "cuda"
+
+
+def _settle(session: Session, found: Trial) -> dict[str, Any]:
+    """Decide, and write down, what a trial has left open."""
+    train = session.recipe.train
     steps = train.steps
     if train.minutes is not None:
         steps = _steps_within(60 * train.minutes, found, session)
         tell(f"{train.minutes:g} minutes are {steps:,} steps of {found.step_seconds:.3g} s")
     values = {"steps": steps, "micro_batch": found.micro_batch, "trial": found.to_json()}
-    write_json(file, values)
-    return Session(_with(recipe, steps, found.micro_batch), data, run, recipe)
+    write_json(session.run.path / FILE, values)
+    return values
 
 
-def trial(recipe: Recipe, data: Splits, steps: int = STEPS) -> Trial:
+def trial(recipe: Recipe, data: Splits, steps: int = STEPS, world: World | None = None) -> Trial:
     """Take a few steps of a run that is thrown away; half as many images at once until they fit."""
+    if world is None or world.size == 1:
+        return _halved(recipe, data, steps)
+    size = recipe.train.micro_batch or _fitting(recipe, data, world)
+    return _tried(_with(recipe, recipe.train.steps, size), data, steps, world)
+
+
+def _fitting(recipe: Recipe, data: Splits, world: World) -> int:
+    """Give how many images of its share every process can take at once.
+
+    Each tries by itself, for none may run out of memory while others wait for its gradient. The
+    whole model may not fit where weights lie in pieces: the share is not split there.
+    """
+    share = recipe.train.batch_size // world.size
+    if is_sharded(world, recipe) or world.device(recipe.train.device).type != "cuda":
+        return share
+    own = replace(recipe, train=replace(recipe.train, batch_size=share))
+    found = world.together(lambda: _halved(own, data, _WARM), leaves=True)
+    return min(world.exchange(found.micro_batch))
+
+
+def _halved(recipe: Recipe, data: Splits, steps: int) -> Trial:
+    """Try half as many images at once until they fit."""
     size = recipe.train.micro_batch or recipe.train.batch_size
     while True:
         try:
@@ -82,8 +120,9 @@ def trial(recipe: Recipe, data: Splits, steps: int = STEPS) -> Trial:
         size = (size + 1) // 2
 
 
-def _tried(recipe: Recipe, data: Splits, steps: int) -> Trial:
-    session = Session(recipe, data, RunFolder(Path("trial")))  # nothing is written there
+def _tried(recipe: Recipe, data: Splits, steps: int, world: World | None = None) -> Trial:
+    world, nowhere = world or World(), RunFolder(Path("trial"))  # nothing is written there
+    session = world.together(lambda: Session(recipe, data, nowhere, world=world))
     marks = []
     for number, batch in enumerate(session.batches()):
         session.learner.step(batch, number)
