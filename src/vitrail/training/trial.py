@@ -84,17 +84,18 @@ def trial(recipe: Recipe, data: Splits, steps: int = STEPS) -> Trial:
 
 def _tried(recipe: Recipe, data: Splits, steps: int) -> Trial:
     session = Session(recipe, data, RunFolder(Path("trial")))  # nothing is written there
-    marks = []
+    marks = [time.monotonic()]
     for number, batch in enumerate(session.batches()):
         session.learner.step(batch, number)
         _wait(session.device)
         marks.append(time.monotonic())
-        if len(marks) == steps:
+        if len(marks) > steps:
             break
     began = time.monotonic()
     session.measure()
-    warm = min(_WARM, len(marks) - 1)
-    timed = (marks[-1] - marks[warm]) / max(len(marks) - 1 - warm, 1)
+    taken = len(marks) - 1
+    warm = min(_WARM, taken - 1)  # of a run of very few steps the last one counts
+    timed = (marks[-1] - marks[warm]) / (taken - warm)
     every = recipe.train.evaluate_every * session.per_epoch
     return Trial(
         step_seconds=timed,
