@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_sets import pack
+from vitrail.data.augment import augment, draw
 from vitrail.data.config import Augment
 from vitrail.data.draws import grouped_order, repeated
 from vitrail.data.loader import Batch, Loader
+from vitrail.data.mixing import mixed
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import Source, open_data
 from vitrail.errors import ConfigError
@@ -240,3 +242,23 @@ def test_repeats_are_whole_blocks_of_different_samples(
     assert len(places) <= count and len(places) > count - repeats * (block + 1)
     assert len(set(zip(places.tolist(), copies.tolist(), strict=True))) == len(places)
     assert all((places == p).sum() == repeats for p in set(places.tolist()))
+
+
+def finished(batches: Iterable[Batch], how: Augment) -> list[torch.Tensor]:
+    """Give every image after augmentation and mixing."""
+    images = []
+    for b in batches:
+        draws = draw(3, b.epoch, b.keys, b.blocks, how, (24, 32))
+        assert draws.mixing is not None
+        images += [*mixed(augment(b.images, draws, how), draws.mixing)]
+    return images
+
+
+def test_mixed_pixels_are_the_same_on_two_ranks(source: Source) -> None:
+    how = Augment(crop_scale=0.2, mixup=0.8, cutmix=1.0, contrast=0.3, erase=0.5, mix_block=4)
+    one = finished(loader(source, augment=how).epoch(3, 5), how)
+
+    shares = [[*loader(source, augment=how, rank=r, ranks=2).epoch(3, 5)] for r in (0, 1)]
+
+    two = finished(together(shares), how)
+    assert len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

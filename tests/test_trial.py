@@ -111,6 +111,13 @@ def test_a_dry_run_writes_nothing_and_says_what_to_expect(
     assert sorted(os.listdir()) == before
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_run_of_very_few_steps_is_timed_too(steps: int) -> None:
+    found = dry_run(with_train(steps=steps))
+
+    assert found.steps == steps and found.step_seconds > 0
+
+
 def test_minutes_are_above_zero() -> None:
     with pytest.raises(ConfigError, match="minutes"):
         replace(RECIPE.train, minutes=0.0)

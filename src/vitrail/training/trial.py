@@ -123,17 +123,18 @@ def _halved(recipe: Recipe, data: Splits, steps: int) -> Trial:
 def _tried(recipe: Recipe, data: Splits, steps: int, world: World | None = None) -> Trial:
     world, nowhere = world or World(), RunFolder(Path("trial"))  # nothing is written there
     session = world.together(lambda: Session(recipe, data, nowhere, world=world))
-    marks = []
+    marks = [time.monotonic()]
     for number, batch in enumerate(session.batches()):
         session.learner.step(batch, number)
         _wait(session.device)
         marks.append(time.monotonic())
-        if len(marks) == steps:
+        if len(marks) > steps:
             break
     began = time.monotonic()
     session.measure()
-    warm = min(_WARM, len(marks) - 1)
-    timed = (marks[-1] - marks[warm]) / max(len(marks) - 1 - warm, 1)
+    taken = len(marks) - 1
+    warm = min(_WARM, taken - 1)  # of a run of very few steps the last one counts
+    timed = (marks[-1] - marks[warm]) / (taken - warm)
     every = recipe.train.evaluate_every * session.per_epoch
     return Trial(
         step_seconds=timed,
