@@ -162,7 +162,7 @@ def _warped(
 
 def _around(place: Tensor, half: Tensor, images: Tensor) -> Tensor:
     """Give boxes, B 4, of which half a side is given, around any pixel; none where it is 0."""
-    size = torch.tensor(images.shape[2:], device=images.device)
+    size = torch.tensor(images.shape[2:]).to(images.device, non_blocking=True)
     middle = (place * size).long()
     half = half.long()[:, None]
     return torch.cat([middle - half, middle + half], dim=1)

@@ -112,8 +112,11 @@ class Preprocess:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn a uint8 batch, B C H W, into the model's floating-point input on its device."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        # Made on the CPU and sent: a tensor made of numbers on a GPU waits for it.
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1).to(images.device, non_blocking=True)
+            for values in (self.mean, self.std)
+        )
         return (images.float() / 255 - mean) / std
 
     def to_json(self) -> dict[str, Any]:
