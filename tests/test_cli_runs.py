@@ -160,7 +160,7 @@ def test_resume_alone_continues_the_run_by_its_own_recipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("vitrail.training.session.Session.finish", _interrupted)
+        patch.setattr("vitrail.training.loop.finish", _interrupted)
         assert main(["train", "photos", *TINY, "--epochs", "1"]) == 130
 
     code = main(["train", "photos", "--resume"])

@@ -11,7 +11,7 @@ import pytest
 
 from runs import RECIPE, STEPS, assert_equal_runs, never_stopped, status, write_photos
 from vitrail.data.loader import Loader
-from vitrail.training import checkpoint, interrupt, loop
+from vitrail.training import checkpoint, finish, interrupt, loop
 from vitrail.training.learner import Learner
 from vitrail.training.loop import train
 from vitrail.training.run_folder import RunFolder
@@ -28,7 +28,7 @@ MOMENTS = {
     "an evaluation is made": (Session, "measure", 1, 5),
     "the best is kept": (Session, "bundle", 1, 5),
     "the last evaluation is made": (Session, "measure", 2, STEPS),
-    "the last weights are kept": (Session, "write_examples", 1, STEPS),
+    "the last weights are kept": (finish, "write_examples", 1, STEPS),
 }
 
 

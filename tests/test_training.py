@@ -24,7 +24,7 @@ from runs import (
 )
 from vitrail.errors import DataError
 from vitrail.model.config import ViTConfig
-from vitrail.training import checkpoint
+from vitrail.training import checkpoint, loop, record
 from vitrail.training.learner import Learner
 from vitrail.training.loop import Run, train
 from vitrail.training.recipe import Recipe, Train, read_recipe
@@ -80,17 +80,17 @@ def test_other_reading_threads_before_and_after_a_stop_change_nothing(whole: Pat
 def test_a_run_that_died_without_a_word_goes_on_from_its_last_checkpoint(
     step: int, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = Session.log
+    log = record.log
 
-    def dies(self: Session) -> dict[str, Any]:
-        row = log(self)
-        if self.done > step:
+    def dies(session: Session) -> dict[str, Any]:
+        row = log(session)
+        if session.done > step:
             raise SystemError  # as a kill would: nothing else is written
         return row
 
     with monkeypatch.context() as patch, pytest.raises(SystemError):
-        patch.setattr(Session, "log", dies)
-        patch.setattr(Session, "write_summary", lambda *_, **__: None)
+        patch.setattr(record, "log", dies)
+        patch.setattr(loop, "write_summary", lambda *_, **__: None)
         train(RECIPE, "run")
     with open("run/metrics.jsonl", "a") as file:
         file.write('{"step": 9, "epo')  # a row that was cut short
@@ -102,7 +102,7 @@ def test_a_run_that_died_without_a_word_goes_on_from_its_last_checkpoint(
 
 def test_a_stop_right_before_the_end_is_measured_and_written_once(whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Session, "finish", _interrupted)
+        patch.setattr(loop, "finish", _interrupted)
         train(RECIPE, "run")
 
     train(RECIPE, "run")

@@ -9,11 +9,14 @@ from vitrail.data.sources import Splits, open_data
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.inference.runner import undisturbed
 from vitrail.reporting.page import write_run_page
+from vitrail.training import record
 from vitrail.training.display import Display, tell
+from vitrail.training.finish import finish, write_summary
 from vitrail.training.interrupt import Interrupt, listening
 from vitrail.training.joining import connected, joined
 from vitrail.training.lock import held, sweep
 from vitrail.training.recipe import Recipe, read_recipe
+from vitrail.training.resume import begin, take_up
 from vitrail.training.run_folder import choose, claim, is_finished
 from vitrail.training.session import Session
 from vitrail.training.trial import Trial, settled, trial
@@ -125,19 +128,19 @@ def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None
             with connected(session.world):
                 session = settled(session)
                 with interrupt.later():
-                    session.start(facts)
-                session.take_up()
-                session.write_summary("running")
+                    begin(session, facts)
+                take_up(session)
+                write_summary(session, "running")
                 _steps(session, interrupt)
                 # A run that was stopped right here has its rows: it is measured again, no more.
                 evaluation = session.last or session.measure()
                 with interrupt.later():
-                    summary = session.finish(evaluation)
+                    summary = finish(session, evaluation)
                 session.world.alone(lambda: session.run.write_summary(summary))
         except BaseException as error:
             if interrupt.urgent or not interrupt.caused(error):
                 raise
-            session.save()
+            record.save(session)
             session.settle()
             if session.world.is_first:
                 tell(f"stopped at step {session.done}; this goes on:\n  {session.command()}")
@@ -149,7 +152,7 @@ def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None
         with suppress(OutputError):  # a full disk may have no room for them either
             if session.world.is_first and session.run.is_begun():
                 session.run.log(f"{_status(error)} at step {session.done}: {reason}")
-                session.write_summary(_status(error), error=reason)
+                write_summary(session, _status(error), error=reason)
                 if not interrupt.urgent:
                     write_run_page(session.run.path)
         raise
@@ -161,25 +164,25 @@ def _steps(session: Session, interrupt: Interrupt) -> None:
     with Display(
         session.steps, session.done, session.per_epoch, is_shown=session.world.is_first
     ) as display:
-        if session.owes_evaluation():
-            display.evaluated(session.evaluate().top1)
+        if record.owes_evaluation(session):
+            display.evaluated(record.evaluate(session).top1)
         for batch in session.batches():
             if session.is_over():
                 with interrupt.later():
-                    session.save()
+                    record.save(session)
                 return
             with interrupt.later():
                 session.learner.step(batch, session.done)
                 session.done += 1
                 display.step(session.done)
                 if session.done % train.log_every == 0 or session.done == session.steps:
-                    row = session.log()
+                    row = record.log(session)
                     display.train(session.done, row["loss"], row["top1"], row["images_per_second"])
                 if session.is_due(train.save_every):
-                    session.save()
+                    record.save(session)
             # Last: an evaluation may take minutes, and a run that is stopped in it takes it again.
             if session.is_due(train.evaluate_every):
-                display.evaluated(session.evaluate().top1)
+                display.evaluated(record.evaluate(session).top1)
 
 
 def _status(error: BaseException) -> str:

@@ -1,0 +1,75 @@
+"""What a session leaves at the end: the last weights, images to try, a summary and the page."""
+
+from typing import Any
+
+from vitrail.inference.evaluate import Evaluation
+from vitrail.reporting.page import write_run_page
+from vitrail.training.session import Session
+from vitrail.weights.bundle import save
+from vitrail.weights.disk import write_bytes
+
+EXAMPLES = 10  # held-out images that a run leaves, to try `predict` on
+
+
+def finish(session: Session, evaluation: Evaluation) -> dict[str, Any]:
+    """Leave the last weights, a few images to try and the page; give the summary."""
+    run, bundle = session.run, session.bundle(evaluation)
+
+    def leave() -> dict[str, Any]:
+        session.saver.settle()
+        save(bundle, run.path / "last")
+        write_examples(session)
+        session.saver.prune(run, session.done)  # of a run that was killed while it did
+        run.log(f"finished at step {session.done}")
+        found = summary(session, "finished", evaluation)
+        write_run_page(run.path, found)
+        return found
+
+    return session.world.alone(leave)
+
+
+def write_examples(session: Session) -> None:
+    """Copy a few held-out images, as far apart in the listing as can be."""
+    source = session.data.held_out
+    readable = [i for i in range(len(source)) if i not in session.held_out.bad]
+    count = min(EXAMPLES, len(readable))
+    taken: set[str] = set()
+    for i in range(count):
+        place = readable[i * len(readable) // count]
+        name = source.name(place).replace("/", "-")[-200:]
+        if name in taken:  # two classes may share names once the slash is gone
+            name = f"{place}-{name}"
+        taken.add(name)
+        write_bytes(session.run.path / "examples" / name, source.read(place))
+
+
+def write_summary(session: Session, status: str, error: str | None = None) -> None:
+    """Write what is known of a run that has not been trained to its end."""
+    if session.world.is_first:
+        session.run.write_summary(summary(session, status, error=error))
+
+
+def summary(
+    session: Session, status: str, evaluation: Evaluation | None = None, error: str | None = None
+) -> dict[str, Any]:
+    """Give what `summary.json` says."""
+    learner, loaders = session.learner, (session.loader, session.held_out)
+    # By their places: threads find them in any order.
+    bad = [loader.bad[i] for loader in loaders for i in sorted(loader.bad)]
+    return {
+        "status": status,
+        "error": error,
+        "step": session.done,
+        "steps": session.steps,
+        "top1": evaluation and evaluation.top1,
+        "top5": evaluation and evaluation.top5,
+        "loss": evaluation and evaluation.loss,
+        "best_top1": session.best if session.best >= 0 else None,
+        "skipped_steps": learner.meters.skipped,
+        "parameters": sum(p.numel() for p in learner.model.parameters()),
+        "train_images": len(session.data.train),
+        "held_out_images": len(session.data.held_out),
+        **{name: round(value, 2) for name, value in session.clock.total().items()},
+        "bad": [{"path": file.path, "reason": file.reason} for file in bad],
+        "evaluation": evaluation and evaluation.to_json(),
+    }
