@@ -28,7 +28,7 @@ from PIL import Image
 
 from vitrail import __version__ as version
 from vitrail.cli import main as vitrail
-from vitrail.training import learner
+from vitrail.training import learner, record
 from vitrail.training.learner import Learner
 from vitrail.training.session import Session
 
@@ -103,8 +103,8 @@ def shares(data: Path, flags: tuple[str, ...], steps: int) -> dict[str, float]:
     parts: tuple[tuple[str, Any, str], ...] = (
         ("train_step", learner, "train_step"),
         ("the model's input", Learner, "prepared"),
-        ("evaluation", Session, "evaluate"),
-        ("checkpoint", Session, "save"),
+        ("evaluation", record, "evaluate"),
+        ("checkpoint", record, "save"),
     )
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         for name, owner, attribute in parts:
