@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vitrail.data.sources import Splits, open_data
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
-from vitrail.inference.runner import undisturbed
+from vitrail.inference.runner import keep_memory, undisturbed
 from vitrail.reporting.page import write_run_page
 from vitrail.training import record
 from vitrail.training.display import Display, tell
@@ -53,6 +53,7 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
+    keep_memory()
     with joined(recipe.train.device) as world, connected(world):
         return _train(recipe, out, resume, override, world)
 
