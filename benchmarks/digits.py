@@ -9,12 +9,8 @@ split takes the images in file order, 80 % then 20 %: other people wrote the sec
 """
 
 import argparse
-import json
 import os
 import platform
-import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +21,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
+from runs import train  # the script beside this one
 from vitrail import __version__ as version
 from vitrail.data.digits import Digits
 from vitrail.data.sources import open_data
@@ -35,18 +32,9 @@ ORDER: Split = (list(range(1437)), list(range(1437, 1797)))
 
 def vitrail(data: str, seed: int, folder: Path, *flags: str) -> tuple[float, float]:
     """Train once; give the test accuracy and the processor seconds of the command."""
-    command = [sys.executable, "-m", "vitrail.cli", "train", data, "--recipe", "digits", *flags]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    out = subprocess.run(
-        [*command, "--seed", str(seed), "--out", str(folder / f"{seed}"), "--json"],
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "NO_COLOR": "1"},
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return json.loads(out.stdout)["top1"], spent
+    words = ("--recipe", "digits", *flags, "--seed", str(seed))
+    run = train(data, folder / str(seed), *words)
+    return run.summary["top1"], run.cpu_seconds
 
 
 def kernel_methods(split: Split) -> Iterator[tuple[str, float]]:

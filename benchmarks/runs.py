@@ -15,14 +15,10 @@ class Measured(NamedTuple):
     summary: dict[str, Any]
     cpu_seconds: float
 
-    @property
-    def top1(self) -> float:
-        """Accuracy of the last weights on the held-out images."""
-        return self.summary["top1"]
-
-    @property
-    def cpu_minutes(self) -> float:
-        return self.cpu_seconds / 60
+    def __str__(self) -> str:
+        top1, (low, high) = self.summary["top1"], self.summary["evaluation"]["top1_interval"]
+        images = self.summary["held_out_images"]
+        return f"{top1:.2%} of {images:,} ({low:.1%} to {high:.1%})"
 
 
 def train(data: str | Path, out: Path, *flags: str) -> Measured:

@@ -1,0 +1,68 @@
+"""What weights trained on other images are worth for a few hundred photos, at equal cost.
+
+    python benchmarks/transfer.py --from CIFAR10 --data CALTECH101-30 [--write docs/transfer.md]
+        [--pretrain-epochs 6] [--epochs 60]
+
+Trains the model of the recipe `small-photos` on the images of `--from`, then twice on `--data` with
+the same recipe and the same number of epochs: from scratch, and from those weights (`--weights`).
+Both cost as many processor minutes (user + system of the whole command); those of the first
+training are given beside them. Accuracy is that of the last weights on the held-out images.
+"""
+
+import argparse
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+
+from caltech import ONE_THREAD  # the scripts beside this one
+from runs import Measured, train
+from vitrail import __version__ as version
+
+BEFORE = ("--augment.crop-scale", "0.5")  # small images lose more by a crop
+
+
+def row(name: str, run: Measured) -> str:
+    return f"| {name} | {run} | {run.cpu_seconds / 60:.1f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--from", dest="source", required=True, help="what to learn first")
+    parser.add_argument("--data", required=True, help="photos in classes, with a held-out split")
+    parser.add_argument("--pretrain-epochs", default="6")
+    parser.add_argument("--epochs", default="60")
+    parser.add_argument("--write", type=Path, help="a Markdown file to write as well")
+    arguments = parser.parse_args()
+    recipe = ("--recipe", "small-photos", *ONE_THREAD)
+    first, then = arguments.source, arguments.data
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        before = train(
+            first, root / "first", *recipe, *BEFORE, "--epochs", arguments.pretrain_epochs
+        )
+        words = (*recipe, "--epochs", arguments.epochs)
+        scratch = train(then, root / "scratch", *words)
+        tuned = train(then, root / "tuned", *words, "--weights", str(root / "first" / "last"))
+    lines = ["# Weights from other images", "", *(__doc__ or "").split("\n\n", 2)[2:]]
+    lines += [
+        f"{Path(first).name}, {before.summary['train_images']:,} training images, then "
+        f"{Path(then).name}, {scratch.summary['train_images']:,}; "
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
+        f"vitrail {version}.",
+        "",
+        "| | accuracy (95 % interval) | processor minutes |",
+        "|---|---|---|",
+        row(f"{Path(first).name}, {arguments.pretrain_epochs} epochs", before),
+        row(f"{Path(then).name} from scratch, {arguments.epochs} epochs", scratch),
+        row(f"**{Path(then).name} from those weights, {arguments.epochs} epochs**", tuned),
+        "",
+    ]
+    print("\n".join(lines))
+    if arguments.write:
+        arguments.write.write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
