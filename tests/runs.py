@@ -94,7 +94,7 @@ def stopped(steps: int, out: str, recipe: Recipe = RECIPE) -> Path:
 def rows(run: str | Path) -> list[dict[str, Any]]:
     """The metrics without what a clock says."""
     lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
-    clock = ("seconds", "images_per_second")
+    clock = ("seconds", "images_per_second", "peak_share")
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 

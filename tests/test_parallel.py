@@ -65,6 +65,8 @@ def test_two_processes_twice_and_stopped_on_one_of_them_are_equal_to_the_bit(two
 @pytest.mark.parametrize("how", ["", "-micro", "-fsdp", "-fsdp-micro"])
 def test_the_gradient_of_two_processes_is_that_of_one(how: str, two: Path) -> None:
     assert farthest(two / f"gradient{how}", two / "gradient-one") < 1e-6
+    moves = [rows(two / name)[0]["update_norm"] for name in (f"gradient{how}", "gradient-one")]
+    assert moves[0] == pytest.approx(moves[1], rel=1e-5) and moves[0] > 0
 
 
 @pytest.mark.slow

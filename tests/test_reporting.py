@@ -56,6 +56,8 @@ def row(step: int, split: str, loss: float, top1: float) -> dict[str, Any]:
         "grad_norm": 1.0,
         "images_per_second": 900.0,
         "seconds": step / 2,
+        "update_norm": 0.1 / step if split == "train" else None,
+        "peak_share": 0.4 if split == "train" else None,
     }
 
 
@@ -163,6 +165,8 @@ def test_the_page_of_a_finished_run_says_what_happened(tmp_path: Path) -> None:
         "Accuracy over epochs: of training images from 20.0% to 84.0%; "
         "of held-out images from 80.0% to 93.3%.",
         "Learning rate: highest 0.002, at the end 0.0004.",
+        "Step length: highest 0.02, at the end 0.004.",
+        "Use of the device: highest 40.0%, at the end 40.0%.",
     ]
     assert page.count('class="hit"') == 3
     assert page.count('class="miss"') == 1

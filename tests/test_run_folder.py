@@ -200,3 +200,4 @@ def test_the_environment_says_what_made_the_run() -> None:
     assert facts["classes"] == ["dark", "light"]
     assert len(facts["data_digest"]) == 64
     assert {"vitrail", "python", "torch", "platform", "cores", "command"} <= facts.keys()
+    assert facts["matrix_tflops"] > 0

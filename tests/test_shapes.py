@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import TINY
 from vitrail.errors import ConfigError
 from vitrail.model import vit
-from vitrail.model.config import ViTConfig
+from vitrail.model.config import DropRates, ViTConfig
 from vitrail.model.presets import preset, presets
 from vitrail.model.shapes import Summary, summary
 from vitrail.model.vit import (
@@ -186,6 +186,16 @@ def test_every_step_that_takes_memory_makes_its_shape_in_the_real_model(config: 
 def test_multiply_accumulates_are_those_that_torch_counts(config: ViTConfig) -> None:
     model = ViT(config)
 
+    assert summary(model, OTHER).macs == macs(model, OTHER)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.99])
+def test_in_training_the_patches_that_are_dropped_cost_nothing(rate: float) -> None:
+    model = ViT(CONFIGS["rope"], DropRates(patches=rate))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.train().requires_grad_(False)(torch.randn(1, *OTHER))
+
+    assert summary(model, OTHER, training=True).macs == counter.get_total_flops() // 2
     assert summary(model, OTHER).macs == macs(model, OTHER)
 
 

@@ -138,6 +138,7 @@ def test_metrics_and_summary_have_the_keys_of_the_design(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
 
     keys = "step epoch split loss top1 lr grad_norm images_per_second seconds"
+    keys += " update_norm peak_share"
     assert all(list(line) == keys.split() for line in lines)
     assert [line["epoch"] for line in lines if line["split"] == "val"] == [1.0, 2.0]
     assert {"status", "step", "top1", "top5", "loss", "parameters"} <= summary.keys()

@@ -31,6 +31,7 @@ from vitrail.model.vit import (
     MultiHeadAttention,
     PatchEmbedding,
     ViT,
+    patches_kept,
 )
 
 _INPUTS = {1: ("features", "B D"), 2: ("tokens", "B N D"), 3: ("image", "B C H W")}
@@ -76,12 +77,14 @@ def summary(
     size: tuple[int, ...] | None = None,
     *,
     name: str | None = None,
+    training: bool = False,
 ) -> Summary:
     """Describe each step of a model, of a part of one or of a preset, for one input of `size`.
 
     `size` is (C, H, W) for what reads images, (N, D) for what reads tokens, (D,) for a head.
     Without it a ViT has its native image, a `PatchEmbedding` one of 224 x 224, what reads tokens
-    the 197 of ViT-B/16. Dropout and identities do nothing at inference and have no row.
+    the 197 of ViT-B/16. Dropout and identities do nothing at inference and have no row; with
+    `training` a ViT that drops patches goes on with those that are left.
     Raises `ConfigError` for a module that is unknown here, or a size that does not fit.
     """
     module = model_or_module
@@ -91,7 +94,7 @@ def summary(
         with torch.device("meta"):
             module = ViT(module)
     steps = _steps(module)
-    walk = _Walk(_default_size(module) if size is None else tuple(size))
+    walk = _Walk(_default_size(module) if size is None else tuple(size), training)
     steps(walk, module, "")
     given = walk.rows[0].shape[1:]
     return Summary(
@@ -118,7 +121,7 @@ def presets_page(table: Mapping[str, ViTConfig]) -> str:
 class _Walk:
     """The steps so far: the last of `rows` is what the next one reads, `letters` are its sizes."""
 
-    def __init__(self, size: tuple[int, ...]) -> None:
+    def __init__(self, size: tuple[int, ...], training: bool = False) -> None:
         if len(size) not in _INPUTS or not all(isinstance(n, int) and n > 0 for n in size):
             raise ConfigError(
                 f"size {size} is no input; it should be (C, H, W) for what reads images, "
@@ -127,6 +130,7 @@ class _Walk:
         name, axes = _INPUTS[len(size)]
         self.letters = dict(zip(axes.split(), (1, *size), strict=True))
         self.rows: list[Row] = []
+        self.training = training
         self.turned = False  # whether attention turns q and k by their patch's place (rope)
         self.step(name, axes, made=False)
 
@@ -244,6 +248,9 @@ class _Walk:
                 self.step(f"{at} positions, resized to {h} x {w}", "1 N D")
         if config.positions in ("learned", "sincos"):
             self.step(f"{at} patches + positions", "B N D")
+        if self.training and model.drop.patches:
+            self.letters["N"] = patches_kept(self.letters["N"], model.drop.patches)
+            self.step(f"{at} patches kept", "B N D")
         prefix = {"cls": model.cls_token, "dist": model.dist_token, "reg": model.reg_token}
         for name, token in prefix.items():
             if token is not None:

@@ -375,9 +375,14 @@ def _table(rows: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(1, rows, width))
 
 
+def patches_kept(patches: int, rate: float) -> int:
+    """Give how many patches of an image are left where a share of them, `rate`, is dropped."""
+    return max(round(patches * (1 - rate)), 1)
+
+
 def _drop_patches(x: Tensor, rotation: Tensor | None, rate: float) -> tuple[Tensor, Tensor | None]:
     """Keep a random share 1 - rate of each image's patches, B N D, and of their rotations."""
-    keep = max(round(x.shape[1] * (1 - rate)), 1)
+    keep = patches_kept(x.shape[1], rate)
     kept = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)[:, :keep]  # B N'
     if rotation is not None:
         rotation = rearrange(rotation[:, kept], "two b n d -> two b 1 n d")

@@ -24,7 +24,9 @@ class Line(NamedTuple):
     values: Sequence[float]
 
 
-def draw(name: str, alt: str, lines: Sequence[Line], *, percent: bool = False) -> str:
+def draw(
+    name: str, alt: str, lines: Sequence[Line], *, percent: bool = False, from_zero: bool = True
+) -> str:
     """Give an SVG element of these lines; `name` keeps its ids apart from other charts'."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -45,7 +47,7 @@ def draw(name: str, alt: str, lines: Sequence[Line], *, percent: bool = False) -
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if percent:
             axes.set_ylim(top=min(axes.get_ylim()[1], 1.0))
-        else:
+        if from_zero:
             axes.set_ylim(bottom=0.0)
         scale, sign = (100, "%") if percent else (1, "")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * scale:g}{sign}"))

@@ -15,6 +15,16 @@ _MOST_CLASSES = 200  # rows of the class table, the worst first where there are 
 _MOST_PAIRS = 10
 _MOST_PAIRS_ALONE = 30  # where no matrix is shown beside them
 _MOST_BAD = 50
+# What training alone knows: one line in a chart of its own.
+_ALONE = (
+    ("lr", "Learning rate", "How large a step may be."),
+    ("update_norm", "Step length", "How far a step moves all weights together, their L2 norm."),
+    (
+        "peak_share",
+        "Use of the device",
+        "Of the matrix arithmetic it can do at most, the share that trained this model.",
+    ),
+)
 
 
 class Pair(NamedTuple):
@@ -81,19 +91,19 @@ def _render(run: RunFiles) -> str:
 
 
 def _charts(run: RunFiles) -> Iterator[Chart]:
-    """Draw what the rows hold: loss, accuracy, learning rate."""
-    rates = [row for row in run.train if row.get("lr") is not None]
+    """Draw what the rows hold: loss, accuracy, learning rate, step length, use of the device."""
     if run.train or run.val:
         yield _chart(
             "loss", "Loss", run, "How surprised the model is by the right answers; lower is better."
         )
         yield _chart("top1", "Accuracy", run, "The share of images named right; higher is better.")
-    if rates:
-        line = _line("ink", rates, "lr")
-        alt = f"Learning rate: highest {max(line.values):.3g}, at the end {line.values[-1]:.3g}."
-        yield Chart(
-            "Learning rate", draw("lr", alt, [line]), "How far each step moves the weights."
-        )
+    for key, title, note in _ALONE:
+        rows = [row for row in run.train if row.get(key) is not None]  # older runs lack some
+        if rows:
+            line, percent = _line("ink", rows, key), key == "peak_share"
+            show = "{:.1%}".format if percent else "{:.3g}".format
+            alt = f"{title}: highest {show(max(line.values))}, at the end {show(line.values[-1])}."
+            yield Chart(title, draw(key.replace("_", "-"), alt, [line], percent=percent), note)
 
 
 def _chart(key: str, title: str, run: RunFiles, note: str) -> Chart:
@@ -104,7 +114,9 @@ def _chart(key: str, title: str, run: RunFiles, note: str) -> Chart:
         f"of {names[line.colour]} from {show(line.values[0])} to {show(line.values[-1])}"
         for line in lines
     )
-    return Chart(title, draw(key, f"{alt}.", lines, percent=key == "top1"), note)
+    accuracy = key == "top1"
+    svg = draw(key, f"{alt}.", lines, percent=accuracy, from_zero=not accuracy)
+    return Chart(title, svg, note)
 
 
 def _splits(run: RunFiles) -> list[tuple[str, list[dict[str, Any]]]]:

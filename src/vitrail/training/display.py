@@ -2,9 +2,10 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -57,9 +58,13 @@ class Display:
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self._line(done)
 
-    def train(self, done: int, loss: float, top1: float, images_per_second: float) -> None:
-        """Remember the figures of the last steps; show them at once at the end."""
-        self.figures = f"loss {loss:.3f}  top-1 {top1:6.1%}  {images_per_second:,.0f} images/s"
+    def train(self, row: Mapping[str, Any]) -> None:
+        """Remember the figures of the last steps, a row; show them at once at the end."""
+        done, share = row["step"], row["peak_share"]
+        self.figures = f"loss {row['loss']:.3f}  top-1 {row['top1']:6.1%}"
+        self.figures += f"  {row['images_per_second']:,.0f} images/s"
+        if share is not None:
+            self.figures += f" ({share:.0%} of peak)"
         if self.bar:
             numbers = self.figures + self.held_out
             self.bar.update(self.task, epoch=self._epoch(done), numbers=numbers)

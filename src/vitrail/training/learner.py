@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from vitrail.training.recipe import Recipe
 from vitrail.training.schedule import factor, image_size
 from vitrail.training.start import Start
 from vitrail.training.step import train_step
+from vitrail.training.work import training_macs
 from vitrail.training.world import World
 
 
@@ -62,6 +63,7 @@ class Learner:
         if train.recompute:
             recomputed(self.model)
         self.module = self.parallel.wrap(module, self.model)
+        self.macs_of = cache(partial(training_macs, self.model, head_alone=head_alone))
         self.model_input = torch.compile(model_input) if train.compile else model_input
 
     @property
@@ -81,6 +83,7 @@ class Learner:
         train = self.recipe.train
         count = len(batch.labels) if self.world.size == 1 else self.world.images
         if not count:  # every file of it was bad
+            self.meters.update_norm = None
             return
         torch.manual_seed(self.dropout_seed(step))  # a resume needs no generator's state
         images, targets = self.prepared(batch, step)
@@ -96,10 +99,22 @@ class Learner:
                 scaler=self.scaler,
                 skip_nonfinite=train.skip_nonfinite,
                 parallel=self.parallel,
+                # Also the first one: where the copy of the weights has no room, it is told at once.
+                measured=step == 0 or self.is_logged(step + 1),
             )
         if self.mean is not None and result.taken:
             _move(self.mean, self.model, self.recipe.ema.decay, step)
         self.meters.count(result, count, step)
+
+    def is_logged(self, done: int) -> bool:
+        """Say whether a row is written after so many steps."""
+        return done % self.recipe.train.log_every == 0 or done == self.steps
+
+    def macs(self, since: int, done: int) -> float:
+        """Give the multiply-adds that an image took, the mean of steps `since` to `done` - 1."""
+        sizes = [image_size(self.recipe, step, self.steps) for step in range(since, done)]
+        counts = [self.macs_of(size or self.preprocess.size) for size in sizes]
+        return sum(counts) / len(counts)
 
     def dropout_seed(self, step: int) -> int:
         """Give the seed of a step, another one on each process."""

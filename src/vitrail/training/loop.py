@@ -176,9 +176,8 @@ def _steps(session: Session, interrupt: Interrupt) -> None:
                 session.learner.step(batch, session.done)
                 session.done += 1
                 display.step(session.done)
-                if session.done % train.log_every == 0 or session.done == session.steps:
-                    row = record.log(session)
-                    display.train(session.done, row["loss"], row["top1"], row["images_per_second"])
+                if session.learner.is_logged(session.done):
+                    display.train(record.log(session))
                 if session.is_due(train.save_every):
                     record.save(session)
             # Last: an evaluation may take minutes, and a run that is stopped in it takes it again.

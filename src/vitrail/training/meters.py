@@ -17,7 +17,9 @@ class Window(NamedTuple):
     loss: float
     top1: float
     grad_norm: float
+    update_norm: float | None  # of the last step, where it was taken and measured
     images: int
+    timed: int  # of these images, those of this session
     skipped: int  # steps that were left out
 
 
@@ -26,13 +28,16 @@ class Meters:
 
     def __init__(self, device: torch.device) -> None:
         self.sums = {n: torch.zeros((), device=device) for n in ("loss", "right", "grad_norm")}
+        self.update_norm: Tensor | None = None
         self.seen, self.taken = 0, 0  # images and steps in the sums
+        self.seen_before = 0  # images in the sums that an earlier session has seen
         self.skipped = self.skipped_before = 0  # steps left out, in all and before the sums
         self.first_bad = torch.full((), -1, device=device)  # first step that was not finite
         self.bad_figures = torch.zeros(2, device=device)  # its loss and norm of the gradient
 
     def count(self, result: StepResult, images: int, step: int) -> None:
         """Take a step in."""
+        self.update_norm = result.update_norm
         if not result.taken:
             self.skipped += 1
             return
@@ -52,12 +57,14 @@ class Meters:
             loss=sums["loss"] / max(self.taken, 1),
             top1=sums["right"] / max(self.seen, 1),
             grad_norm=sums["grad_norm"] / max(self.taken, 1),
+            update_norm=None if self.update_norm is None else float(self.update_norm),
             images=self.seen,
+            timed=self.seen - self.seen_before,
             skipped=self.skipped - self.skipped_before,
         )
         for value in self.sums.values():
             value.zero_()
-        self.seen = self.taken = 0
+        self.seen = self.taken = self.seen_before = 0
         self.skipped_before = self.skipped
         return window
 
@@ -77,3 +84,4 @@ class Meters:
             value.copy_(state[name])
         for name in _COUNTS:
             setattr(self, name, int(state[name]))
+        self.seen_before = self.seen

@@ -18,8 +18,16 @@ def log(session: Session) -> dict[str, Any]:
     window = session.learner.meters.read()
     if window.skipped:
         _note_skipped(session, window)
-    lr, rate = session.lr(session.done - 1), window.images / session.clock.lap()
-    return _add_row(session, "train", window.loss, window.top1, lr, window.grad_norm, rate)
+    rate = window.timed / session.clock.lap()
+    row = _row(session, "train", window.loss, window.top1, rate) | {
+        "lr": session.lr(session.done - 1),
+        "grad_norm": window.grad_norm,
+        "update_norm": window.update_norm,
+        "peak_share": _peak_share(session, rate),
+    }
+    session.logged = session.done
+    _add_row(session, row)
+    return row
 
 
 def evaluate(session: Session) -> Evaluation:
@@ -34,7 +42,7 @@ def evaluate(session: Session) -> Evaluation:
             bundle = session.bundle(evaluation)
             session.world.alone(lambda: save_bundle(bundle, session.run.path / "best"))
         # Last, so that a run that died before takes all of it again.
-        _add_row(session, "val", evaluation.loss, evaluation.top1, None, None, rate)
+        _add_row(session, _row(session, "val", evaluation.loss, evaluation.top1, rate))
     session.last = evaluation
     return evaluation
 
@@ -80,25 +88,32 @@ def _note_skipped(session: Session, window: Window) -> None:
         session.stop(f"{what}: all there were")
 
 
-def _add_row(
-    session: Session,
-    split: str,
-    loss: float,
-    top1: float,
-    lr: float | None,
-    grad_norm: float | None,
-    images_per_second: float,
+def _peak_share(session: Session, images_per_second: float) -> float | None:
+    """Give the share of the devices' matrix rate that was spent on what `training_macs` counts."""
+    if session.peak is None:
+        return None
+    macs = session.learner.macs(session.logged, session.done)
+    return round(2 * macs * images_per_second / session.peak, 4)
+
+
+def _row(
+    session: Session, split: str, loss: float, top1: float, images_per_second: float
 ) -> dict[str, Any]:
-    row = {
+    """Give a row of `metrics.jsonl`, in which what only training knows is absent."""
+    return {
         "step": session.done,
         "epoch": round(session.done / session.per_epoch, 3),
         "split": split,
         "loss": loss,
         "top1": top1,
-        "lr": lr,
-        "grad_norm": grad_norm,
+        "lr": None,
+        "grad_norm": None,
         "images_per_second": round(images_per_second, 1),
         "seconds": round(session.clock.total()["seconds"], 3),
+        "update_norm": None,
+        "peak_share": None,
     }
+
+
+def _add_row(session: Session, row: dict[str, Any]) -> None:
     session.world.alone(lambda: session.run.add_metrics(row))
-    return row

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.inference.peak import matrix_rate
 from vitrail.training import checkpoint
 from vitrail.training.checkpoint import Checkpoint
 from vitrail.training.display import tell
@@ -12,12 +13,22 @@ from vitrail.weights.disk import check_room
 
 def begin(session: Session, facts: Mapping[str, Any]) -> None:
     """Write what is known before the first step, if there is room for all that comes."""
+    _measure_peak(session)
+    tflops = session.peak and round(session.peak / 1e12, 4)
 
     def write() -> None:
         _check_room(session)
-        session.run.start(session.asked, facts)
+        session.run.start(session.asked, {**facts, "matrix_tflops": tflops})
 
     session.world.alone(write)
+
+
+def _measure_peak(session: Session) -> None:
+    """Find out how fast all devices together multiply matrices."""
+    world, device, dtype = session.world, session.device, session.recipe.train.dtype
+    rates = world.exchange(world.together(lambda: matrix_rate(device, dtype)))
+    known = [rate for rate in rates if rate is not None]
+    session.peak = sum(known) if len(known) == len(rates) else None
 
 
 def _check_room(session: Session) -> None:
@@ -45,7 +56,7 @@ def take_up(session: Session) -> None:
     elif found is not None:
         learner.load(found.parts)
     if found is not None:
-        session.done = session.saved = found.step
+        session.done = session.saved = session.logged = found.step
     session.best, session.stale = world.alone(lambda: _look_back(session))
 
 

@@ -70,7 +70,8 @@ class Session:
             world=self.world,
             head_alone=self.keeps_features,
         )
-        self.done = self.saved = 0
+        self.done = self.saved = self.logged = 0
+        self.peak: float | None = None  # FLOP/s of all devices together, once it is measured
         self.saver = Saver(recipe.train.keep)
         self.clock = Clock()
         self.best, self.stale = -1.0, 0  # and the evaluations since then

@@ -21,6 +21,7 @@ class StepResult(NamedTuple):
     right: Tensor
     grad_norm: Tensor
     taken: bool = True
+    update_norm: Tensor | None = None  # of all weights, where it was asked for
 
 
 def train_step(
@@ -35,12 +36,14 @@ def train_step(
     scaler: GradScaler | None = None,
     skip_nonfinite: bool = False,
     parallel: Parallel | None = None,
+    measured: bool = False,
 ) -> StepResult:
     """Take one step on the mean loss of `images` normalised images, B C H W in micro-batches.
 
     An image that could not be read is in none of them, and counts as nothing. Nothing here waits
     for the device, but with `skip_nonfinite`, and with a `scaler`, which float16 needs. Of many
     processes each has as many micro-batches, some of which may be empty, and `images` is a share.
+    `measured` asks how far the weights move, for which all of them are copied.
     """
     losses, right = [], []
     for number, (pixels, targets) in enumerate(micro_batches, 1):
@@ -64,6 +67,8 @@ def train_step(
     if (skip_nonfinite or scaler is not None) and not is_step_finite(loss, grad_norm):
         result = result._replace(taken=False)
         module.zero_grad(set_to_none=True)
+    elif measured:
+        result = result._replace(update_norm=whole(optimizer.measured_step(lr_factor)))
     else:
         optimizer.step(lr_factor)
     if scaler is not None:

@@ -11,6 +11,7 @@ import torch
 
 from vitrail.data.sources import Splits
 from vitrail.errors import ConfigError
+from vitrail.inference.peak import wait
 from vitrail.training.display import tell
 from vitrail.training.parallel import is_sharded
 from vitrail.training.recipe import Recipe
@@ -126,7 +127,7 @@ def _tried(recipe: Recipe, data: Splits, steps: int, world: World | None = None)
     marks = [time.monotonic()]
     for number, batch in enumerate(session.batches()):
         session.learner.step(batch, number)
-        _wait(session.device)
+        wait(session.device)
         marks.append(time.monotonic())
         if len(marks) > steps:
             break
@@ -156,11 +157,6 @@ def _steps_within(seconds: float, found: Trial, session: Session) -> int:
 def _with(recipe: Recipe, steps: int | None, micro_batch: int) -> Recipe:
     train = replace(recipe.train, steps=steps, micro_batch=micro_batch)
     return replace(recipe, train=train)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak(device: torch.device) -> int:
