@@ -280,8 +280,9 @@ def default_recipe(
     photos = recipe.model.replace(image_size=(64, 64), patch_size=8)
     return replace(recipe, model=photos), (
         "photos, from scratch: recipe small-images at 64 x 64 pixels "
-        "(--model.image-size and --model.patch-size change that). Pretrained weights learn more "
-        "from few photos: --weights timm:vit_small_patch16_224.augreg_in21k"
+        "(--model.image-size and --model.patch-size change that; --recipe small-photos learns few "
+        "photos for longer). Pretrained weights learn more from few photos: --weights "
+        "timm:vit_small_patch16_224.augreg_in21k"
     )
 
 
