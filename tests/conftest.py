@@ -1,5 +1,6 @@
 """What the tests share: one tiny model, weights that hide nothing, and timm for those who ask."""
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TypeVar
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ranks import Nursery
 from vitrail.model.config import ViTConfig
 from vitrail.weights.peer_models import load_package
 
@@ -52,3 +54,11 @@ def timm() -> ModuleType:
     import timm.models
 
     return timm
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where worlds of several processes come from."""
+    started = Nursery()
+    yield started
+    started.close()

@@ -1,6 +1,6 @@
 """Faults of training: how often each was provoked, and what came of it.
 
-    python tests/faults.py [--rounds 30] [--write docs/faults.md]
+    python tests/faults.py [PART ...] [--rounds 30] [--write docs/faults.md]
 
 - The whole process group of a tiny run is killed by SIGKILL at random moments after its start, and
   the same command given again, until it ends; then weights, their mean, the optimizer's state and
@@ -10,6 +10,8 @@
 - A child is killed right before each of its touches of the disk: in a checkpoint, in a bundle that
   takes the place of another, in a whole run.
 - A disk of 4 MB fills up or is read-only (where this user may mount one).
+- One of two processes that `--processes 2 --max-restarts 1` has started is killed by SIGKILL at a
+  random step; the end must equal that of a run that was never killed, bit for bit.
 """
 
 import argparse
@@ -22,10 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from rank_runs import LONG
+from ranks import descendants
 from runs import RECIPE, assert_equal_runs, rows, with_train, write_photos
 from vitrail.training import checkpoint, lock
 from vitrail.training.loop import train
@@ -35,6 +39,7 @@ HERE = Path(__file__).parent
 LONGER = with_train(epochs=8)
 INTERVAL = 5  # steps from one save to the next
 BROKEN = 1000
+RESTARTS = 10
 
 
 class Result(NamedTuple):
@@ -171,27 +176,89 @@ def full_disk() -> Result:
     return Result("a full, a small, a read-only disk", "by tests/test_full_disk.py", told)
 
 
+def restarts() -> Result:
+    """Kill one of two processes at a random step, and see what the others' new start comes to."""
+    Path("ranks.toml").write_text(to_toml(with_train(LONG, log_every=1)))
+    draws, equal = random.Random(0), 0
+    _trained("unkilled")
+    last = rows("unkilled")[-1]["step"]
+    for number in range(RESTARTS):
+        out, step, rank = f"restarted-{number}", draws.randrange(1, last - 5), draws.randrange(2)
+        told = _trained(out, step, rank)
+        assert f"process {rank} of 2 was ended by SIGKILL; all start again" in told, told
+        try:
+            assert_equal_runs(out, "unkilled")
+            equal += 1
+        except AssertionError as error:
+            print(f"process {rank}, killed at step {step}: {error}", file=sys.stderr)
+    return Result(
+        "SIGKILL of one of two processes", f"{RESTARTS} times", f"{equal} of {RESTARTS} end equal"
+    )
+
+
+def _trained(out: str, step: int | None = None, rank: int = 0) -> str:
+    """Train by two processes, one of which is killed once a step is taken; give what was told."""
+    words = "-m vitrail.cli train photos --recipe ranks.toml --processes 2 --max-restarts 1 --out"
+    process = subprocess.Popen(
+        [sys.executable, *words.split(), out],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = Path(out, "metrics.jsonl")  # a row for each step
+    while step is not None and process.poll() is None:
+        if metrics.is_file() and metrics.read_text().count("\n") >= step:
+            os.kill(descendants(process.pid)[rank], signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    _, told = process.communicate()
+    assert process.returncode == 0, told
+    return told
+
+
+def _written(results: list[Result], path: Path) -> None:
+    """Write the table; of faults that were not provoked now the rows stay as they are."""
+    assert __doc__
+    new = {result.fault: result for result in results}
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [Result(*line.strip("| ").split(" | ")) for line in lines if line.startswith("| ")]
+    old = {result.fault: result for result in found if result.fault != "fault"}
+    title, _, about = __doc__.split("\n\n", 2)
+    again = "`make faults` repeats it."
+    table = _table([*(old | new).values()])
+    path.write_text("\n\n".join(["# Faults", title, about.strip(), again, table]) + "\n")
+
+
+def _table(results: list[Result]) -> str:
+    lines = ["| fault | provoked | outcome |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {' | '.join(result)} |" for result in results])
+
+
 def main() -> None:
+    parts: dict[str, Callable[[], list[Result]]] = {
+        "broken": lambda: [broken_checkpoints()],
+        "disk": lambda: [full_disk()],
+        "points": lambda: [*kill_points()],
+        "kills": lambda: [kills(given.rounds)],
+        "restarts": lambda: [restarts()],
+    }
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; none: all")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
+    if strange := set(given.parts) - set(parts):
+        parser.error(f"there is no part {', '.join(strange)}; there are {', '.join(parts)}")
     write = given.write and given.write.absolute()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         write_photos(Path("photos"))
-        results = [broken_checkpoints(), full_disk(), *kill_points(), kills(given.rounds)]
+        results = [result for name in given.parts or parts for result in parts[name]()]
         os.chdir(HERE)
-    table = ["| fault | provoked | outcome |", "|---|---|---|"]
-    table += [f"| {' | '.join(result)} |" for result in results]
-    print("\n".join(table))
+    print(_table(results))
     if write:
-        assert __doc__
-        title, _, about = __doc__.split("\n\n", 2)
-        again = "`make faults` repeats it."
-        write.write_text(
-            "\n\n".join(["# Faults", title, about.strip(), again, *["\n".join(table)]]) + "\n"
-        )
+        _written(results, write)
 
 
 if __name__ == "__main__":

@@ -1,71 +1,142 @@
-"""Runs on several processes: how the tests start them, and what those do that train many at once.
+"""Processes that tests start: commands, and worlds of several processes that do something at once.
 
-`python ranks.py` is one process of a world; it takes every run of `SCENARIOS` in the folder that it
-is started in, which holds `photos`.
+A `Nursery` has torch and vitrail loaded, and forks each process of a world from itself: what takes
+seconds to start by the command takes a tenth of one. Each has its own connections, signals and end.
 """
 
+import atexit
+import gc
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-import torch.distributed as dist
-
-from runs import MODEL, with_train, write_photos
-from vitrail.data.config import Augment
-from vitrail.model.config import DropRates
-from vitrail.model.vit import seeded
-from vitrail.training.recipe import Ema, Optimizer, Parallel, Recipe, Schedule
-from vitrail.weights.bundle import Bundle, default_preprocess, save
-
-# Two steps an epoch, whose batches split in whole blocks of 2 over 2 processes.
-SHARED = with_train(batch_size=8, epochs=3, log_every=2)
-LONG = with_train(SHARED, epochs=25, evaluate_every=25, save_every=2)
-# The same numbers on any number of processes: dropout is another draw on each.
-EQUAL = with_train(SHARED, drop=DropRates())
-# One step of it moves each weight by its gradient.
-GRADIENT = replace(
-    with_train(EQUAL, steps=1),
-    optimizer=Optimizer(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip=0.0),
-    schedule=Schedule(name="constant", warmup=0.0),
-    ema=Ema(),
-)
-# Of most batches one process can read none of its images.
-BAD = replace(
-    with_train(GRADIENT, steps=4, micro_batch=2),
-    data=replace(GRADIENT.data, source="bad", max_bad_share=0.9),
-)
-# Of a frozen model that `write_pretrained` has written the head alone learns.
-PROBE = replace(with_train(GRADIENT, steps=6, freeze=-1, weights="pretrained"), augment=Augment())
-TIMED = with_train(EQUAL, minutes=0.02)
-FSDP, SHARDED = Parallel(kind="fsdp"), Parallel(kind="fsdp", checkpoints="sharded")
 
 
-def spread(recipe: Recipe, parallel: Parallel = FSDP) -> Recipe:
-    return replace(recipe, parallel=parallel)
+class Ended(NamedTuple):
+    """How a process ended: its exit code (less than 0: a signal), what it gave, what it told."""
+
+    code: int
+    value: Any
+    out: str
+    err: str
 
 
-def write_pretrained() -> None:
-    names, how = ("dark", "light"), default_preprocess(MODEL)
-    save(Bundle(model=seeded(MODEL, seed=9), preprocess=how, labels=names), "pretrained")
+class Nursery:
+    """A process that forks others."""
+
+    def __init__(self) -> None:
+        path = [str(Path(__file__).parent), *filter(None, sys.path)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", "import ranks; ranks.serve()"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def take(
+        self, size: int, do: Callable[..., Any], *args: Any, seconds: float = 60.0, **more: Any
+    ) -> list[Ended]:
+        """Have a world of `size` do something in this folder; who is not done in time is killed."""
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None and stdout is not None
+        pickle.dump((os.getcwd(), world(size), do, args, more, seconds), stdin)
+        stdin.flush()
+        return pickle.load(stdout)
+
+    def close(self) -> None:
+        """End it; those that it has forked have ended by then."""
+        self.process.communicate()
 
 
-def write_bad(root: Path) -> None:
-    """Write photos of which six of twenty can be read."""
-    for file in write_photos(root).rglob("*.png"):
-        if file.stem not in ("0", "3", "7"):
-            file.write_bytes(b"no image")
+def values(ended: Sequence[Ended]) -> list[Any]:
+    """Give what each process gave; none may have failed."""
+    assert all(each.code == 0 for each in ended), "\n".join(each.err for each in ended)
+    return [each.value for each in ended]
 
 
-def adamw(recipe: Recipe) -> Recipe:
-    return replace(recipe, optimizer=Optimizer(name="adamw"))
+def serve() -> None:
+    """Fork the worlds that are asked for on standard input."""
+    import rank_runs
+
+    torch.set_num_threads(1)
+    rank_runs.load_all()
+    gc.freeze()
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    while True:
+        try:
+            folder, environments, do, args, more, seconds = pickle.load(requests)
+        except EOFError:  # nobody asks any more
+            return
+        pids = []
+        for environment in environments:
+            if (pid := os.fork()) == 0:
+                _be(folder, environment, do, args, more)
+            pids.append(pid)
+        codes = _codes(pids, time.monotonic() + seconds)
+        ended = [_ended(Path(folder), str(rank), code) for rank, code in enumerate(codes)]
+        pickle.dump(ended, answers)
+        answers.flush()
+
+
+def _be(
+    folder: str, environment: Mapping[str, str], do: Callable[..., Any], args: Any, more: Any
+) -> NoReturn:
+    """Be one process of a world."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    rank, code = environment["RANK"], 0
+    for number, name in enumerate(("in", "out", "err")):
+        file = os.open(f".{rank}.{name}", os.O_CREAT | os.O_RDWR | os.O_TRUNC)
+        os.dup2(file, number)
+    try:
+        Path(f".{rank}.value").write_bytes(pickle.dumps(do(*args, **more)))
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    # As the interpreter ends, but for the seconds in which it takes apart what was loaded.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _codes(pids: Sequence[int], end: float) -> list[int]:
+    """Wait for processes; kill those that have not ended by then."""
+    codes: dict[int, int] = {}
+    while len(codes) < len(pids):
+        late = time.monotonic() > end
+        for pid in pids:
+            if pid not in codes:
+                if late:
+                    os.kill(pid, signal.SIGKILL)
+                if (done := os.waitpid(pid, 0 if late else os.WNOHANG))[0]:
+                    codes[pid] = os.waitstatus_to_exitcode(done[1])
+        time.sleep(0.005)
+    return [codes[pid] for pid in pids]
+
+
+def _ended(folder: Path, rank: str, code: int) -> Ended:
+    files = {name: folder / f".{rank}.{name}" for name in ("in", "out", "err", "value")}
+    value = pickle.loads(files["value"].read_bytes()) if files["value"].exists() else None
+    found = Ended(code, value, files["out"].read_text(), files["err"].read_text())
+    for file in files.values():
+        file.unlink(missing_ok=True)
+    return found
 
 
 @contextmanager
@@ -107,113 +178,3 @@ def world(size: int) -> list[dict[str, str]]:
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-
-
-def take_all(size: int, timeout: float = 120) -> None:
-    """Take every run of `SCENARIOS` on `size` processes."""
-    command = [sys.executable, "-W", "error", __file__]
-    with started([command] * size, world(size)) as processes:
-        for process in processes:
-            _, errors = process.communicate(timeout=timeout)
-            assert process.returncode == 0, errors
-
-
-def _stopped(recipe: Recipe, out: str, step: int, rank: int) -> None:
-    """Stop a run by a signal that only one of its processes gets."""
-    from vitrail.training.learner import Learner
-    from vitrail.training.loop import train
-
-    whole = Learner.step
-
-    def stopping(self: Learner, batch: Any, number: int) -> None:
-        whole(self, batch, number)
-        if number == step - 1 and self.world.rank == rank:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    Learner.step = stopping  # type: ignore[method-assign]
-    try:
-        train(recipe, out)
-    except KeyboardInterrupt:
-        return
-    finally:
-        Learner.step = whole  # type: ignore[method-assign]
-    raise AssertionError("the run was not stopped")
-
-
-def _empty(recipe: Recipe, out: str) -> None:
-    """Train, and prove that a process had a step without any image."""
-    from vitrail.training.learner import Learner
-    from vitrail.training.loop import train
-
-    whole, empty = Learner.step, []
-
-    def counting(self: Learner, batch: Any, number: int) -> None:
-        empty.append(not len(batch.labels) and self.world.images > 0)
-        whole(self, batch, number)
-
-    Learner.step = counting  # type: ignore[method-assign]
-    world = train(recipe, out) and dist.get_world_size()
-    Learner.step = whole  # type: ignore[method-assign]
-    found: list[bool] = [False] * world
-    dist.all_gather_object(found, any(empty))
-    assert any(found)
-
-
-def _runs(size: int) -> Iterator[tuple[str, Callable[[str], object]]]:
-    from vitrail.training.loop import train
-
-    def whole(recipe: Recipe) -> Callable[[str], object]:
-        return lambda out: train(recipe, out)
-
-    recipe = with_train(SHARED, batch_size=4 * size if size == 2 else 2 * size)
-    yield "ddp", whole(recipe)
-    yield "stopped", lambda out: _stopped(recipe, out, 3, size - 1)
-    yield "stopped", whole(recipe)
-    if size > 2:
-        return
-    yield "long", whole(LONG)
-    yield "again", whole(SHARED)
-    yield "equal", whole(EQUAL)
-    yield "from-one", whole(EQUAL)
-    yield "to-one", lambda out: _stopped(EQUAL, out, 3, 0)
-    yield "gradient", whole(GRADIENT)
-    yield "gradient-micro", whole(with_train(GRADIENT, micro_batch=3))
-    yield "gradient-fsdp", whole(spread(GRADIENT))
-    yield "gradient-fsdp-micro", whole(with_train(spread(GRADIENT), micro_batch=3))
-    yield "probe", whole(PROBE)
-    yield "probe-fsdp", whole(spread(PROBE))
-    yield "timed", lambda out: _stopped(TIMED, out, 1, 1)  # in the trial before its first step
-    yield "timed", whole(TIMED)
-    yield "fsdp", whole(spread(EQUAL))
-    yield "fsdp-adamw", lambda out: _stopped(spread(adamw(EQUAL), SHARDED), out, 3, 1)
-    yield "fsdp-adamw", whole(adamw(EQUAL))
-    yield "bad-ddp", lambda out: _empty(BAD, out)
-    yield "bad-fsdp", lambda out: _empty(spread(BAD), out)
-    yield "ddp-adamw", lambda out: _stopped(adamw(EQUAL), out, 3, 1)
-    yield "ddp-adamw", whole(spread(adamw(EQUAL), SHARDED))
-
-
-def _fail() -> int:
-    """Train by the command, and fail in a step of one process."""
-    from vitrail.cli import main
-    from vitrail.training.learner import Learner
-
-    whole = Learner.step
-
-    def step(self: Learner, batch: Any, number: int) -> None:
-        if number == 3 and self.world.rank == 1:
-            raise RuntimeError("the machine is on fire")
-        whole(self, batch, number)
-
-    Learner.step = step  # type: ignore[method-assign]
-    return main(["train", "photos", "--recipe", "long.toml", "--out", "run"])
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if sys.argv[1:] == ["fails"]:
-        sys.exit(_fail())
-    dist.init_process_group("gloo")
-    for name, take in _runs(dist.get_world_size()):
-        take(name)
-    dist.destroy_process_group()

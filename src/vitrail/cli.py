@@ -63,15 +63,15 @@ class Train:
             given = {"--resume": self.resume, "--override": self.override}
             given |= {"--dry-run": self.dry_run, "--json": self.json}
             return launch.launch(self.tree, self.out, given, self.processes, self.max_restarts)
-        launch.follow_launcher()
+        recipe = launch.handed() or self.tree
         from vitrail.inference.formats import run_text, trial_text
         from vitrail.training.loop import dry_run, train
 
         if self.dry_run:
-            found = dry_run(self.tree).to_json()
+            found = dry_run(recipe).to_json()
             text = _json(found) if self.json else trial_text(found)
         else:
-            run = train(self.tree, self.out, resume=self.resume, override=self.override)
+            run = train(recipe, self.out, resume=self.resume, override=self.override)
             text = _json(run.summary) if self.json else run_text(run.folder, run.summary)
         if os.environ.get("RANK", "0") == "0":  # the first process speaks for all
             print(text)
@@ -365,12 +365,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = words[: words.index("--") if "--" in words else None]
     debug = "--debug" in flags
     words = [flag for flag in flags if flag != "--debug"] + words[len(flags) :]
-    if (code := launch.ended()) is not None:
-        return code
     try:
         return _dispatch(words)
     except VitrailError as error:
-        launch.end(error.exit_code)
         if debug:
             raise
         if not error.quiet:

@@ -218,8 +218,7 @@ class Loader:
 
     def _finish(self, readers: Readers, part: Part, images: Tensor, work: Work) -> Batch:
         readers.wait(work)
-        if len(self.bad) > self.max_bad_share * len(self.source):
-            raise DataError(self._too_many())
+        self.check_bad()
         places, keys, blocks = part.places, part.keys, part.blocks
         if self.bad:
             good = np.array([i not in self.bad for i in places.tolist()])
@@ -229,9 +228,12 @@ class Loader:
         labels = torch.from_numpy(self.labels[places])
         return Batch(images, labels, places, keys, blocks, part.epoch)
 
-    def _too_many(self) -> str:
+    def check_bad(self) -> None:
+        """Raise `DataError` where more files than `max_bad_share` allows cannot be read."""
+        if len(self.bad) <= self.max_bad_share * len(self.source):
+            return
         first = "\n".join(f"  {bad.path}: {bad.reason}" for bad in [*self.bad.values()][:5])
-        return (
+        raise DataError(
             f"{len(self.bad)} of {len(self.source)} files cannot be read, more than the share of "
             f"{self.max_bad_share:g} that data.max_bad_share allows:\n{first}"
         )

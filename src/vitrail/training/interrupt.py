@@ -2,12 +2,17 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from vitrail.errors import VitrailError
+
+# Of several processes: a cluster signals all of them, and torchrun, which is one of all, passes its
+# own signal on. What comes so soon after the first is the same wish.
+ECHO_SECONDS = 2.0
 
 
 class Interrupted(BaseException):
@@ -23,6 +28,7 @@ class Interrupt:
     """The signal that asked the run to stop, if any."""
 
     received: int | None = None
+    since = 0.0  # when it came
     urgent = False  # it came twice: nothing that takes time is done any more
     held = False
     raised = False
@@ -30,7 +36,10 @@ class Interrupt:
     shared = False  # with other processes, which must leave at the same place
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        self.urgent, self.received = self.received is not None, number
+        is_again, now = self.received is not None, time.monotonic()
+        if is_again and self.shared and now - self.since < ECHO_SECONDS:
+            return
+        self.urgent, self.received, self.since = is_again, number, now
         if self.urgent:  # at once, without saving
             self.leave()
         if not self.held:

@@ -40,22 +40,19 @@ def joined(device: str) -> Iterator[World]:
         assert isinstance(group, dist.ProcessGroup)
         world.control = group
     except RuntimeError as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise VitrailError(
-            f"process {world.rank} of {world.size} found no others at {place}: {error}"
-        ) from error
+        raise VitrailError(_not_joined(world, str(error))) from error
     try:
         yield world
-    except PeerLostError:
+    except BaseException as error:
+        is_lost = isinstance(error, PeerLostError)
         # Its own end must not come first: the exit code of the run is that of what ended. So it
         # waits for the agent's signal, which may have come already.
-        if "TORCHELASTIC_RUN_ID" in os.environ and world.interrupt.received is None:
+        if is_lost and "TORCHELASTIC_RUN_ID" in os.environ and world.interrupt.received is None:
             time.sleep(AGENT_SECONDS)
-        if backend == "gloo":  # nccl would wait for what never comes
+        # Where the processes did not agree to end, nccl would wait for a step that never comes.
+        agreed = isinstance(error, VitrailError | KeyboardInterrupt | SystemExit) and not is_lost
+        if agreed or backend == "gloo":
             dist.destroy_process_group()
-        raise
-    except BaseException:
-        dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
@@ -79,6 +76,17 @@ def connected(world: World) -> Iterator[None]:
             f"process {world.rank} of {world.size} lost another one, and no step can be taken "
             "without it; the same command goes on from the last checkpoint"
         ) from error
+
+
+def _not_joined(world: World, reason: str) -> str:
+    port = os.environ.get("MASTER_PORT")
+    who = f"process {world.rank} of {world.size}"
+    if "EADDRINUSE" in reason:
+        return (
+            f"{who} cannot be met at port {port}, which another program of this machine uses; give "
+            "torchrun --standalone, or another --rdzv-endpoint or --master-port"
+        )
+    return f"{who} found no others at {os.environ.get('MASTER_ADDR')}:{port}: {reason}"
 
 
 def _from_environment() -> World:

@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from vitrail import __version__
 from vitrail.data.sources import Splits, open_data
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.inference.runner import keep_memory, undisturbed
@@ -15,7 +18,7 @@ from vitrail.training.finish import finish, write_summary
 from vitrail.training.interrupt import Interrupt, listening
 from vitrail.training.joining import connected, joined
 from vitrail.training.lock import held, sweep
-from vitrail.training.recipe import Recipe, read_recipe
+from vitrail.training.recipe import Recipe, read_recipe, to_toml
 from vitrail.training.resume import begin, take_up
 from vitrail.training.run_folder import choose, claim, is_finished
 from vitrail.training.session import Session
@@ -69,8 +72,9 @@ def _train(
         return Run(run.path, world.alone(run.summary))
     with undisturbed(recipe.train.cpu_threads):
         session = world.together(lambda: Session(recipe, data, run, world=world))
-        if out is None and not resume:
-            run = session.run = world.alone(lambda: claim(recipe))
+        # Also where the flags of other processes are others: it is the first one's that count.
+        is_new = out is None and not resume
+        run = session.run = world.alone(lambda: claim(recipe) if is_new else run)
         several = world.size > 1
         with listening(world.interrupt, shared=several) as interrupt, ExitStack() as stack:
             world.alone(lambda: stack.enter_context(held(run.path)))
@@ -93,8 +97,9 @@ def dry_run(recipe: Recipe | str | Path) -> Trial:
 def _with_data(recipe: Recipe, world: World) -> tuple[Recipe, Splits]:
     """Open the images of a recipe, the same for all processes, and give it their classes."""
     data = world.together(lambda: _data(recipe))
-    digests = world.exchange(data.digest)
-    world.alone(lambda: _check_alike(digests, recipe))
+    own = _must_be_alike(recipe, data)
+    told = world.exchange(own)
+    world.alone(lambda: _check_alike(told))
     for note in data.notes if world.is_first else ():
         tell(note)
     model = recipe.model.replace(classes=len(data.train.classes))
@@ -112,14 +117,25 @@ def _data(recipe: Recipe) -> Splits:
     )
 
 
-def _check_alike(digests: list[str], recipe: Recipe) -> None:
-    """Raise `ConfigError` where a machine has other data than the first."""
-    other = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
-    if other:
-        raise ConfigError(
-            f"{recipe.data.source} is not the same data for process 0 and {', '.join(other[:5])}; "
-            "give every machine the same files"
-        )
+def _must_be_alike(recipe: Recipe, data: Splits) -> list[str]:
+    """Give what must be the same for all processes, and may not be on several machines."""
+    where = replace(recipe.data, source="", threads=1, timeout=1.0)  # each machine has its own
+    recipe = replace(recipe, data=where, train=replace(recipe.train, cpu_threads=None))
+    versions = [f"vitrail {__version__}", f"torch {torch.__version__}"]
+    return [f"data of digest {data.digest}", *versions, *to_toml(recipe).splitlines()]
+
+
+def _check_alike(told: list[list[str]]) -> None:
+    """Raise `ConfigError` where a process has other data, versions or recipe than the first."""
+    first = told[0]
+    for rank, other in enumerate(told):
+        if other != first:
+            here = ", ".join(line for line in first if line not in other)
+            there = ", ".join(line for line in other if line not in first)
+            raise ConfigError(
+                f"the processes are not of one run: process 0 has {here or 'less'}, and process "
+                f"{rank} {there or 'less'}; give every machine the same files, versions and flags"
+            )
 
 
 def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None:
@@ -131,7 +147,7 @@ def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None
                 with interrupt.later():
                     begin(session, facts)
                 take_up(session)
-                write_summary(session, "running")
+                session.world.alone(lambda: write_summary(session, "running"))
                 _steps(session, interrupt)
                 # A run that was stopped right here has its rows: it is measured again, no more.
                 evaluation = session.last or session.measure()

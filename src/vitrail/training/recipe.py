@@ -317,6 +317,11 @@ def _architecture(weights: str) -> ViTConfig:
     return architecture(origin)
 
 
+def from_toml(text: str) -> Recipe:
+    """Give the recipe that `to_toml` gave."""
+    return from_table(tomllib.loads(text))
+
+
 def to_toml(recipe: Recipe) -> str:
     """Give the whole recipe as TOML that `read_recipe` reads back to an equal one."""
     return "\n".join(_lines(asdict(recipe), ())).lstrip("\n") + "\n"

@@ -107,6 +107,7 @@ def choose(recipe: Recipe, out: str | Path | None, resume: bool) -> RunFolder:
         return RunFolder(_usable(Path(out).expanduser()))
     name = parse(recipe.data.source).name
     runs = _numbered(Path("runs"), name)
+    _check_slurm()
     if resume:
         for path in sorted(runs.values(), key=lambda path: path.stat().st_mtime, reverse=True):
             run = RunFolder(path)
@@ -194,7 +195,8 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "gpu": gpu,
-        "command": sys.argv,
+        # The user's, where --processes has started this process by another.
+        "command": json.loads(os.environ.get("VITRAIL_COMMAND", "null")) or sys.argv,
     }
 
 
@@ -221,6 +223,17 @@ def _usable(path: Path) -> Path:
             "read-only disk; give another --out"
         )
     return path
+
+
+def _check_slurm() -> None:
+    """Refuse a command that SLURM runs many times: each would choose a run, and train alone."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1" and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            f"SLURM runs this command {tasks} times (SLURM_STEP_NUM_TASKS), and each would train "
+            "by itself; `srun torchrun` makes them one run (docs/scale.md), and many runs need "
+            "an --out of their own"
+        )
 
 
 def _numbered(runs: Path, name: str) -> dict[int, Path]:

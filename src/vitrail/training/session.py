@@ -142,6 +142,7 @@ class Session:
         parts = self.world.collect(own)
         for part in parts:
             self.held_out.bad |= part.bad
+        self.world.alone(self.held_out.check_bad)
         names = self.data.train.classes
         return self.world.alone(lambda: measured(parts, source, names))
 
@@ -152,6 +153,7 @@ class Session:
             told = self.world.exchange((dict(self.loader.bad), own))
             for bad, _ in told:
                 self.loader.bad |= bad
+            self.world.alone(self.loader.check_bad)
             self.clock.cpu_elsewhere = sum(seconds for _, seconds in told) - own
 
     def settle(self) -> None:

@@ -35,6 +35,11 @@ class World:
     def device(self, name: str) -> torch.device:
         """Give the device called `name`, a GPU by the place of this process on its machine."""
         device = pick_device(name)
+        if self.size > 1 and device.type == "mps":
+            raise ConfigError(
+                f"the device is mps, by which {self.size} processes cannot exchange anything; "
+                "give --device cpu, or train by one process"
+            )
         if self.size == 1 or device.type != "cuda":
             return device
         if self.local_rank >= (count := torch.cuda.device_count()):
