@@ -22,6 +22,7 @@ from vitrail.training.recipe import Recipe, read_recipe, to_toml
 from vitrail.training.resume import begin, take_up
 from vitrail.training.run_folder import choose, claim, is_finished
 from vitrail.training.session import Session
+from vitrail.training.trackers import check_installed, trackers
 from vitrail.training.trial import Trial, settled, trial
 from vitrail.training.world import World
 from vitrail.weights.bundle import Bundle
@@ -70,6 +71,7 @@ def _train(
     if world.alone(lambda: is_finished(run, recipe, facts, override=override)):
         world.alone(lambda: sweep(run.path))
         return Run(run.path, world.alone(run.summary))
+    world.alone(lambda: check_installed(recipe.train))
     with undisturbed(recipe.train.cpu_threads):
         session = world.together(lambda: Session(recipe, data, run, world=world))
         # Also where the flags of other processes are others: it is the first one's that count.
@@ -148,6 +150,8 @@ def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None
                     begin(session, facts)
                 take_up(session)
                 session.world.alone(lambda: write_summary(session, "running"))
+                if session.world.is_first:
+                    session.trackers = trackers(session.run, session.asked, session.done)
                 _steps(session, interrupt)
                 # A run that was stopped right here has its rows: it is measured again, no more.
                 evaluation = session.last or session.measure()
@@ -173,6 +177,9 @@ def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None
                 if not interrupt.urgent:
                     write_run_page(session.run.path)
         raise
+    finally:
+        if not interrupt.urgent:  # last: a server that does not answer keeps no file waiting
+            session.trackers.close()
 
 
 def _steps(session: Session, interrupt: Interrupt) -> None:

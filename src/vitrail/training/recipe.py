@@ -145,6 +145,8 @@ class Train:
     evaluate_every: int = 5  # epochs
     save_every: int = 10  # epochs
     keep: int = 2  # newest checkpoints that stay; the older are for when the newest breaks
+    tensorboard: bool = False  # rows go to event files in the run's folder too
+    wandb: str | None = None  # the project at Weights & Biases that gets the rows too
     # Leave out a step whose loss or gradient is not finite, in place of stopping: each step then
     # waits for the device.
     skip_nonfinite: bool = False
@@ -160,6 +162,8 @@ class Train:
             1,
         )
         check_range(self, "freeze", -1)
+        if self.wandb == "":
+            raise ConfigError('wandb is ""; it should be the name of a project')
         check_range(self, "minutes", 0, open_low=True)
         check_range(self, "seed", 0, 2**31 - 1)  # the step is added below it, in 64 bits
 
@@ -336,7 +340,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     """Give a line for each leaf in which two recipes would train differently."""
     a, b = _flat(asdict(old)), _flat(asdict(new))
     # Order, pixels and weights do not depend on them, or on another number of processes alone.
-    same_run = ["data.threads", "data.timeout", "train.keep"]
+    same_run = ["data.threads", "data.timeout", "train.keep", "train.tensorboard", "train.wandb"]
     same_run += [key for key in b if key.startswith("parallel.")]
     if same_source(old.data.source, new.data.source):
         same_run.append("data.source")

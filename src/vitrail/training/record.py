@@ -116,4 +116,8 @@ def _row(
 
 
 def _add_row(session: Session, row: dict[str, Any]) -> None:
-    session.world.alone(lambda: session.run.add_metrics(row))
+    def add() -> None:
+        session.run.add_metrics(row)
+        session.trackers.add(row)
+
+    session.world.alone(add)

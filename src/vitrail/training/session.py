@@ -21,6 +21,7 @@ from vitrail.training.run_folder import RunFolder
 from vitrail.training.saver import Saver
 from vitrail.training.schedule import factor
 from vitrail.training.start import start
+from vitrail.training.trackers import Trackers
 from vitrail.training.world import World
 from vitrail.weights.bundle import Bundle
 from vitrail.weights.loading import load
@@ -75,6 +76,7 @@ class Session:
         self.saver = Saver(recipe.train.keep)
         self.clock = Clock()
         self.best, self.stale = -1.0, 0  # and the evaluations since then
+        self.trackers = Trackers(run)
         self.last: Evaluation | None = None  # of the weights as they are now
 
     def _objective(self) -> Objective:
