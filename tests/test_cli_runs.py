@@ -18,6 +18,7 @@ from PIL import Image
 
 from runs import status, write_photos
 from vitrail.cli import main
+from vitrail.inference.formats import run_text
 
 TINY = ["--model.width", "16", "--model.heads", "2", "--model.depth", "1", "--batch-size", "4"]
 NAMES = ["plain.png", "two words.png", "제비 🐈 é.png", "new\nline.png", "-b.jpg", "a,b;c.png"]
@@ -54,6 +55,56 @@ def test_train_says_on_standard_output_how_it_ended_and_where(
     out, err = capsys.readouterr()
     assert "top-1 " in out and out.splitlines()[-1] == "runs/photos-1"
     assert "loss" in err and "images/s" in err
+
+
+def test_train_ends_with_a_table_of_what_is_known() -> None:
+    rates = {"label": "a", "count": 10, "precision": 1.0, "recall": 0.9, "f1": 0.95}
+    found = {"images": 360, "top1_interval": [0.964, 0.992], "per_class": [rates] * 10}
+    summary = {
+        "top1": 0.98333,
+        "top5": 0.99722,
+        "loss": 0.08541,
+        "best_top1": 0.98611,
+        "best_step": 1120,
+        "parameters": 202186,
+        "step": 1680,
+        "seconds": 23.9,
+        "cpu_seconds": 12.0,
+        "images_per_second": 1616.6,
+        "peak_share": 0.127,
+        "skipped_steps": 3,
+        "bad": [{"path": "a.jpg", "reason": "empty"}],
+        "evaluation": found,
+    }
+
+    assert run_text(Path("my run"), summary).splitlines() == [
+        "top-1           98.33%   95 % interval 96.4% to 99.2%; 6 of 360 wrong",
+        "top-5           99.72%",
+        "loss            0.0854",
+        "best top-1      98.61%   at step 1,120",
+        "parameters     202,186",
+        "steps            1,680",
+        "seconds             24   12 CPU-seconds",
+        "images/s         1,617   13% of what this device multiplies at most",
+        "skipped              3   steps that were not finite",
+        "bad files            1   left out; the report lists them",
+        "",
+        "report: my run/report.html",
+        "try it: vitrail predict 'my run' 'my run/examples'/*",
+        "my run",
+    ]
+
+
+def test_a_table_leaves_out_what_a_run_of_before_did_not_know(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    new = ("best_step", "images_per_second", "peak_share", "skipped_steps")
+    old = {name: value for name, value in summary.items() if name not in new}
+
+    named = [line.split("  ")[0] for line in run_text(run, old).splitlines()]
+
+    assert set(new) <= summary.keys() and summary["best_step"] == summary["step"]
+    assert named[:6] == ["top-1", "loss", "best top-1", "parameters", "steps", "seconds"]
+    assert named[6] == ""  # two classes have no top-5, and nothing was skipped or bad
 
 
 def test_the_line_to_try_is_a_command_for_any_folder_name(

@@ -171,9 +171,9 @@ def test_every_package_that_is_imported_is_declared() -> None:
              "fsspec"}  # fmt: skip
     # What a certificate compares with, where it is installed.
     peers = {"timm", "transformers", "torchvision", "vit_pytorch", "open_clip"}
-    tables = {"pyarrow", "datasets"}  # the extra `datasets`
+    extras = {"pyarrow", "datasets", "wandb"}
 
-    assert {package for file in FILES for package in outside(file)} <= known | peers | tables
+    assert {package for file in FILES for package in outside(file)} <= known | peers | extras
 
 
 def test_what_answers_before_a_run_imports_no_torch() -> None:

@@ -59,19 +59,44 @@ def evaluation_text(found: Evaluation) -> str:
 
 def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
     """Say how a run ended, and what can be done with it; the last line is its folder."""
-    low, high = summary["evaluation"]["top1_interval"]
+    rows = list(_run_rows(summary))
+    width = max(len(name) for name, _, _ in rows)
     return "\n".join(
         [
-            f"top-1 {summary['top1']:.2%} of {summary['held_out_images']:,} held-out images "
-            f"(95 % interval {low:.1%} to {high:.1%}), "
-            f"{round((1 - summary['top1']) * summary['evaluation']['images'])} wrong",
-            f"{summary['parameters']:,} parameters, {summary['step']:,} steps, "
-            f"{summary['seconds']:.0f} s, {summary['cpu_seconds']:.0f} CPU-seconds of training",
+            *(f"{name:<{width}}  {figure:>10}   {note}".rstrip() for name, figure, note in rows),
+            "",
+            f"report: {folder / 'report.html'}",
             f"try it: vitrail predict {shlex.quote(str(folder))} "
             f"{shlex.quote(str(folder / 'examples'))}/*",
             str(folder),
         ]
     )
+
+
+def _run_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Give the lines of a run that has ended: a name, a figure, and what else belongs to it."""
+    found = summary["evaluation"]
+    low, high = found["top1_interval"]
+    wrong = round((1 - summary["top1"]) * found["images"])
+    interval = f"95 % interval {low:.1%} to {high:.1%}"
+    yield "top-1", f"{summary['top1']:.2%}", f"{interval}; {wrong:,} of {found['images']:,} wrong"
+    if len(found["per_class"]) > 5:
+        yield "top-5", f"{summary['top5']:.2%}", ""
+    yield "loss", f"{summary['loss']:.4f}", ""
+    if summary["best_top1"] is not None:
+        step = summary.get("best_step")  # a run of before has none of these
+        yield "best top-1", f"{summary['best_top1']:.2%}", f"at step {step:,}" if step else ""
+    yield "parameters", f"{summary['parameters']:,}", ""
+    yield "steps", f"{summary['step']:,}", ""
+    yield "seconds", f"{summary['seconds']:,.0f}", f"{summary['cpu_seconds']:,.0f} CPU-seconds"
+    rate, share = summary.get("images_per_second"), summary.get("peak_share")
+    if rate is not None:
+        peak = "" if share is None else f"{share:.0%} of what this device multiplies at most"
+        yield "images/s", f"{rate:,.0f}", peak
+    if summary.get("skipped_steps"):
+        yield "skipped", f"{summary['skipped_steps']:,}", "steps that were not finite"
+    if summary["bad"]:
+        yield "bad files", f"{len(summary['bad']):,}", "left out; the report lists them"
 
 
 def trial_text(found: Mapping[str, Any]) -> str:

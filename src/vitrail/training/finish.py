@@ -1,5 +1,6 @@
 """What a session leaves at the end: the last weights, images to try, a summary and the page."""
 
+from statistics import median
 from typing import Any
 
 from vitrail.inference.evaluate import Evaluation
@@ -54,6 +55,7 @@ def summary(
 ) -> dict[str, Any]:
     """Give what `summary.json` says."""
     learner, loaders = session.learner, (session.loader, session.held_out)
+    rows = session.run.rows()
     # By their places: threads find them in any order.
     bad = [loader.bad[i] for loader in loaders for i in sorted(loader.bad)]
     return {
@@ -65,11 +67,24 @@ def summary(
         "top5": evaluation and evaluation.top5,
         "loss": evaluation and evaluation.loss,
         "best_top1": session.best if session.best >= 0 else None,
+        "best_step": next((row["step"] for row in rows if _is_best(session, row)), None),
         "skipped_steps": learner.meters.skipped,
         "parameters": sum(p.numel() for p in learner.model.parameters()),
         "train_images": len(session.data.train),
         "held_out_images": len(session.data.held_out),
         **{name: round(value, 2) for name, value in session.clock.total().items()},
+        "images_per_second": _middle(rows, "images_per_second"),
+        "peak_share": _middle(rows, "peak_share"),
         "bad": [{"path": file.path, "reason": file.reason} for file in bad],
         "evaluation": evaluation and evaluation.to_json(),
     }
+
+
+def _is_best(session: Session, row: dict[str, Any]) -> bool:
+    return row["split"] == "val" and row["top1"] == session.best
+
+
+def _middle(rows: list[dict[str, Any]], name: str) -> float | None:
+    """Give the median of a figure of training: the first row is of a device that is still cold."""
+    known = [row[name] for row in rows if row["split"] == "train" and row.get(name) is not None]
+    return median(known) if known else None
