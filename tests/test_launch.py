@@ -84,41 +84,29 @@ def test_a_killed_process_is_started_again_and_the_end_is_the_same(nursery: Nurs
 @pytest.mark.slow
 @on_linux
 @pytest.mark.usefixtures("photos")
-def test_sigterm_to_every_process_of_a_job_saves_and_ends_all() -> None:
-    """As SLURM, systemd and containers do it: the launcher passes on what all have got."""
-    with started([command("run", "--max-restarts", "1")]) as (launcher,):
+def test_of_two_commands_at_once_one_is_killed_and_one_gets_sigterm_everywhere() -> None:
+    with started([command("killed"), command("run", "--max-restarts", "1")]) as (killed, other):
+        wait_for_rows("killed", 1)
+        children = descendants(killed.pid)
+        killed.kill()
+        killed.wait(10)
+        assert len(children) == 2
+        assert_gone(children)
+        # SLURM, systemd and containers signal every process: the launcher passes on what all have.
         wait_for_rows("run", 2)
-        children = descendants(launcher.pid)
-        for pid in (*children, launcher.pid):
+        children = descendants(other.pid)
+        for pid in (*children, other.pid):
             os.kill(pid, signal.SIGTERM)
-        _, errors = launcher.communicate(timeout=60)
+        _, errors = other.communicate(timeout=60)
 
-    assert (launcher.returncode, status("run")) == (143, "interrupted")
+    assert (other.returncode, status("run")) == (143, "interrupted")
     assert len(children) == 2 and "Traceback" not in errors
     assert errors.count("this goes on:") == 1 and "--processes 2" in errors
     done = json.loads(Path("run/summary.json").read_text())["step"]
     assert max(checkpoint.steps(Path("run/checkpoints"))) == done
     assert_gone(children)
-
-
-@pytest.mark.slow
-@on_linux
-@pytest.mark.usefixtures("photos")
-def test_of_two_commands_at_once_one_is_killed_and_leaves_nothing() -> None:
-    with started([command("killed"), command("other")]) as (launcher, other):
-        wait_for_rows("killed", 1)
-        children = descendants(launcher.pid)
-        launcher.kill()
-        launcher.wait(10)
-        assert len(children) == 2
-        assert_gone(children)
-        wait_for_rows("other", 1)
-        # A signal to one process alone stops all, and is no reason to start again.
-        os.kill(descendants(other.pid)[1], signal.SIGTERM)
-        other.communicate(timeout=60)
-
-    assert not list(Path("tmp").iterdir())
-    assert (other.returncode, status("other")) == (143, "interrupted")
+    left = [path.name for path in Path("tmp").iterdir()]
+    assert not [name for name in left if not name.startswith("torchinductor")]  # a cache of torch
 
 
 @pytest.mark.slow

@@ -121,14 +121,13 @@ def test_a_run_goes_on_once_the_disk_has_room(nursery: Nursery, whole: Path) -> 
     ("faults", "code"),
     [
         ([Fault(0, sigterm, 2)], 143),
-        ([Fault(0, sigterm, 2), Fault(1, sigterm, 3)], 143),
+        ([Fault(0, sigterm, 2), Fault(1, sigterm, 0, Session, "settle")], 143),
         # A cluster signals every process, and torchrun, which is one, passes its signal on.
         ([Fault(0, sigterm_twice, 2), Fault(1, sigterm_twice, 2)], 143),
         ([Fault(1, sigint, 0, LOOP, "take_up")], 130),
         ([Fault(0, sigint, 1, RECORD, "save"), Fault(1, sigint, 0, RECORD, "evaluate")], 130),
-        ([Fault(1, sigterm, 0, LOOP, "finish")], 143),
     ],
-    ids=["one", "another step", "twice", "start", "save and evaluation", "end"],
+    ids=["one", "while it saves", "twice", "start", "save and evaluation"],
 )
 def test_signals_at_any_moment_save_once_and_end_all(
     faults: list[Fault], code: int, nursery: Nursery, whole: Path
@@ -141,8 +140,16 @@ def test_signals_at_any_moment_save_once_and_end_all(
     assert "Traceback" not in "".join(each.err for each in ended)
     assert status("run") == "interrupted"
     step = rank_runs.summary("run")["step"]
-    assert max(checkpoint.steps(Path("run/checkpoints"))) == step
+    assert max(checkpoint.steps(Path("run/checkpoints")), default=0) == step
     values(nursery.take(2, trained, SHARED, "run"))
+    assert_equal_runs("run", whole)
+
+
+@pytest.mark.slow
+def test_a_signal_that_comes_when_all_is_done_stops_nothing(nursery: Nursery, whole: Path) -> None:
+    ended = nursery.take(2, command, SHARED, "run", Fault(1, sigterm, 0, Session, "finish"))
+
+    assert (codes(ended), fired(), status("run")) == ([0, 0], ["1"], "finished")
     assert_equal_runs("run", whole)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vitrail.training import checkpoint
 from vitrail.training.run_folder import RunFolder
+from vitrail.weights import disk
 
 _PATIENCE = 0.1  # seconds that a save waits for the disk, enough for a small checkpoint
 
@@ -41,7 +42,8 @@ class Saver:
         checkpoint.prune(run.checkpoints, step, self.keep, self.broken)
 
     def _settle(self, run: RunFolder, written: checkpoint.Written) -> None:
-        run.settle_metrics()  # no checkpoint outlives the rows that came before it
+        with disk.filling(written.beside, written.path):
+            run.settle_metrics()  # no checkpoint outlives the rows that came before it
         self.saved(run, written.step, written.settle())
 
     def saved(self, run: RunFolder, step: int, path: Path) -> None:
