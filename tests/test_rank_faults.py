@@ -35,6 +35,7 @@ from vitrail.training import checkpoint, loop
 from vitrail.training.joining import joined
 from vitrail.training.loop import train
 from vitrail.training.recipe import Optimizer
+from vitrail.training.session import Session
 
 KINDS = ("ddp", "fsdp")
 LOOP, RECORD = "vitrail.training.loop", "vitrail.training.record"
@@ -147,7 +148,7 @@ def test_signals_at_any_moment_save_once_and_end_all(
 
 @pytest.mark.slow
 def test_a_signal_that_comes_when_all_is_done_stops_nothing(nursery: Nursery, whole: Path) -> None:
-    ended = nursery.take(2, command, SHARED, "run", Fault(1, sigterm, 0, Session, "finish"))
+    ended = nursery.take(2, command, SHARED, "run", Fault(1, sigterm, 0, LOOP, "finish"))
 
     assert (codes(ended), fired(), status("run")) == ([0, 0], ["1"], "finished")
     assert_equal_runs("run", whole)
