@@ -72,19 +72,18 @@ def test_what_cannot_be_trained_is_told_before_a_run_begins(
 
 
 _MEMORY = """
-import resource, sys, torch
-from vitrail.inference.runner import keep_memory
+import contextlib, resource, sys, torch
+from vitrail.inference.runner import memory_kept
 
-if sys.argv[1] == "kept":
-    keep_memory()
 def faults_of_ten() -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):  # six at once: what is free at the end goes back to the system
         [torch.empty(16 << 20, dtype=torch.uint8).fill_(1) for _ in range(6)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults_of_ten()
-print(faults_of_ten())
+with memory_kept() if sys.argv[1] == "kept" else contextlib.nullcontext():
+    faults_of_ten()
+    print(faults_of_ten())
 """
 
 

@@ -10,7 +10,7 @@ import torch
 from vitrail import __version__
 from vitrail.data.sources import Splits, open_data
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
-from vitrail.inference.runner import keep_memory, undisturbed
+from vitrail.inference.runner import memory_kept, undisturbed
 from vitrail.reporting.page import write_run_page
 from vitrail.training import record
 from vitrail.training.display import Display, tell
@@ -57,8 +57,7 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
-    keep_memory()
-    with joined(recipe.train.device) as world, connected(world):
+    with memory_kept(), joined(recipe.train.device) as world, connected(world):
         return _train(recipe, out, resume, override, world)
 
 
