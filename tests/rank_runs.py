@@ -30,6 +30,7 @@ from vitrail.model.config import DropRates
 from vitrail.model.vit import seeded
 from vitrail.training import checkpoint, interrupt, joining, loop, record
 from vitrail.training.learner import Learner
+from vitrail.training.opening import opened
 from vitrail.training.parallel import local
 from vitrail.training.recipe import Ema, Optimizer, Parallel, Recipe, Schedule, to_toml
 from vitrail.training.resume import take_up
@@ -276,7 +277,7 @@ def no_room(*_: Any) -> None:
 def reloaded(recipe: Recipe, run: str, out: str) -> None:
     """Take up the newest checkpoint of `run`, and write what was taken up as one of `out`."""
     with joining.joined("cpu") as world:
-        recipe, data = loop._with_data(recipe, world)
+        recipe, data = opened(recipe, world)
         session = Session(recipe, data, RunFolder(Path(run)), world=world)
         take_up(session)
         session.run, session.saved = RunFolder(Path(out)), -1

@@ -31,7 +31,7 @@ from ranks import Ended, Nursery, values
 from runs import assert_equal_runs, rows, status, with_train, write_photos
 from vitrail.data.loader import Loader
 from vitrail.errors import ConfigError, DataError
-from vitrail.training import checkpoint, loop
+from vitrail.training import checkpoint, opening
 from vitrail.training.joining import joined
 from vitrail.training.loop import train
 from vitrail.training.recipe import Optimizer
@@ -305,7 +305,7 @@ def test_another_recipe_on_another_machine_is_refused(nursery: Nursery) -> None:
 
 def test_other_data_on_another_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match="process 0 has data of digest a, and process 2 data"):
-        loop._check_alike([["data of digest a"], ["data of digest a"], ["data of digest b"]])
+        opening.check_alike([["data of digest a"], ["data of digest a"], ["data of digest b"]])
 
 
 @pytest.mark.slow

@@ -1,14 +1,9 @@
 """The training loop: load, step, log, save, evaluate."""
 
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from vitrail import __version__
-from vitrail.data.sources import Splits, open_data
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.inference.runner import memory_kept, undisturbed
 from vitrail.reporting.page import write_run_page
@@ -18,7 +13,8 @@ from vitrail.training.finish import finish, write_summary
 from vitrail.training.interrupt import Interrupt, listening
 from vitrail.training.joining import connected, joined
 from vitrail.training.lock import held, sweep
-from vitrail.training.recipe import Recipe, read_recipe, to_toml
+from vitrail.training.opening import opened
+from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.resume import begin, take_up
 from vitrail.training.run_folder import choose, claim, is_finished
 from vitrail.training.session import Session
@@ -65,7 +61,7 @@ def _train(
     recipe: Recipe, out: str | Path | None, resume: bool, override: bool, world: World
 ) -> Run:
     run = world.alone(lambda: choose(recipe, out, resume))
-    recipe, data = _with_data(recipe, world)
+    recipe, data = opened(recipe, world)
     facts = {"classes": list(data.train.classes), "data_digest": data.digest}
     if world.alone(lambda: is_finished(run, recipe, facts, override=override)):
         world.alone(lambda: sweep(run.path))
@@ -90,53 +86,9 @@ def dry_run(recipe: Recipe | str | Path) -> Trial:
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
     with joined(recipe.train.device) as world, connected(world):
-        recipe, data = _with_data(recipe, world)
+        recipe, data = opened(recipe, world)
         with undisturbed(recipe.train.cpu_threads):
             return trial(recipe, data, world=world)
-
-
-def _with_data(recipe: Recipe, world: World) -> tuple[Recipe, Splits]:
-    """Open the images of a recipe, the same for all processes, and give it their classes."""
-    data = world.together(lambda: _data(recipe))
-    own = _must_be_alike(recipe, data)
-    told = world.exchange(own)
-    world.alone(lambda: _check_alike(told))
-    for note in data.notes if world.is_first else ():
-        tell(note)
-    model = recipe.model.replace(classes=len(data.train.classes))
-    return replace(recipe, model=model), data
-
-
-def _data(recipe: Recipe) -> Splits:
-    where = recipe.data
-    return open_data(
-        where.source,
-        where.held_out_share,
-        where.split_seed,
-        image_column=where.image_column,
-        label_column=where.label_column,
-    )
-
-
-def _must_be_alike(recipe: Recipe, data: Splits) -> list[str]:
-    """Give what must be the same for all processes, and may not be on several machines."""
-    where = replace(recipe.data, source="", threads=1, timeout=1.0)  # each machine has its own
-    recipe = replace(recipe, data=where, train=replace(recipe.train, cpu_threads=None))
-    versions = [f"vitrail {__version__}", f"torch {torch.__version__}"]
-    return [f"data of digest {data.digest}", *versions, *to_toml(recipe).splitlines()]
-
-
-def _check_alike(told: list[list[str]]) -> None:
-    """Raise `ConfigError` where a process has other data, versions or recipe than the first."""
-    first = told[0]
-    for rank, other in enumerate(told):
-        if other != first:
-            here = ", ".join(line for line in first if line not in other)
-            there = ", ".join(line for line in other if line not in first)
-            raise ConfigError(
-                f"the processes are not of one run: process 0 has {here or 'less'}, and process "
-                f"{rank} {there or 'less'}; give every machine the same files, versions and flags"
-            )
 
 
 def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None:
