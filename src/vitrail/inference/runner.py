@@ -62,6 +62,7 @@ def memory_kept() -> Iterator[None]:
         yield
     finally:
         with suppress(AttributeError):
+            library.mallopt(_M_TRIM_THRESHOLD, 64 << 20)  # where its own rule ends: twice the other
             library.malloc_trim(0)
 
 
