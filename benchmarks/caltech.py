@@ -5,9 +5,9 @@
 Trains by `vitrail train DATA --recipe small-photos` and counts the processor minutes of the whole
 command (user + system; one thread of the CPU for the model and one that decodes, so that no minute
 is spent on threads that wait for each other). Accuracy is that of the last weights on the held-out
-images; no epoch was chosen. The settings come from splits inside the training images
-(`docs/caltech-settings.md`). Beside it stands logistic regression on the pixels of each image
-shrunk to 12 x 12, its strength chosen by cross-validation on the training images.
+images; no epoch was chosen. `caltech_settings.py` beside this script compares settings on a split
+inside the training images. Beside it stands logistic regression on the pixels of each image
+squeezed whole to 12 x 12, its strength chosen by cross-validation on the training images.
 """
 
 import argparse
