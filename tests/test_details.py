@@ -45,7 +45,8 @@ def test_brier_and_log_loss_are_scikit_learn_s() -> None:
 
     found = brier(softmax(values), labels), negative_log_likelihood(values, labels)
 
-    wanted = metrics.brier_score_loss(labels, probabilities(), labels=range(9), scale_by_half=False)
+    how = {"labels": range(9), "scale_by_half": False}
+    wanted = metrics.brier_score_loss(labels, probabilities(), **how)  # type: ignore[arg-type]
     assert found[0] == pytest.approx(wanted, abs=1e-12)
     wanted = metrics.log_loss(labels, probabilities(), labels=range(9))
     assert found[1] == pytest.approx(wanted, abs=1e-12)
@@ -124,7 +125,7 @@ def test_the_most_confused_pairs_are_the_largest_cells_off_the_diagonal() -> Non
     values, labels = scores()
     matrix = metrics.confusion_matrix(labels, values.argmax(axis=1), labels=range(9))
 
-    found = examine(values, labels, np.full((400, 2), 9), ["x"] * 400, LABELS).confused
+    found = examine(values, labels, np.full((400, 2), 9), ("x",) * 400, LABELS).confused
 
     cells = {(i, j): matrix[i, j] for i in range(9) for j in range(9) if i != j and matrix[i, j]}
     assert {(row.label, row.answered): row.images for row in found} == {
@@ -144,7 +145,7 @@ def test_labels_that_were_swapped_are_found_by_class_thresholds() -> None:
     labels[swapped] = (truth[swapped] + 1) % 3
     given, names = softmax(values), ("a", "b", "c")
 
-    found = likely_errors(given, labels, [f"{i}.png" for i in range(120)], names)
+    found = likely_errors(given, labels, tuple(f"{i}.png" for i in range(120)), names)
 
     # By the letter of the paper: thresholds by class, then the likeliest class that reaches its.
     threshold = [given[labels == c, c].mean() for c in range(3)]

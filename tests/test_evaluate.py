@@ -262,7 +262,7 @@ def test_each_image_that_can_be_read_has_its_row(bundle: Bundle) -> None:
 
 def test_the_page_says_how_many_were_wrong_and_for_what() -> None:
     values, labels = scores()
-    details = examine(values, labels, np.full((400, 2), 32), ["x.png"] * 400, LABELS)
+    details = examine(values, labels, np.full((400, 2), 32), ("x.png",) * 400, LABELS)
     found = replace(measured(), failed=3, details=details)
     wrong = 400 - sum(found.confusion[i][i] for i in range(9))
 

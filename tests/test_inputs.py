@@ -1,6 +1,5 @@
 """What words name: files, folders, patterns, data sets; and how they are read as one stream."""
 
-import gc
 import os
 import threading
 from itertools import islice
@@ -199,7 +198,6 @@ def test_four_batches_at_most_live_at_once_however_long_the_stream(
     most, count = 0, 0
     for batch in decoded(items(400), GREY, 4, threads=2):
         count += len(batch.items)
-        gc.collect()
         most = max(most, sum(alive() is not None for alive in made))
 
     assert (count, len(made)) == (400, 101)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vitrail.data.preprocess import Preprocess
     from vitrail.data.sources import open_data
     from vitrail.engines.build import engine
+    from vitrail.inference.embed import embed
     from vitrail.inference.evaluate import evaluate
     from vitrail.inference.predict import predict
     from vitrail.model.config import DropRates, PositionResize, ViTConfig
@@ -41,6 +42,7 @@ _HOME = {
     "vitrail.data.preprocess": ("Preprocess",),
     "vitrail.data.sources": ("open_data",),
     "vitrail.engines.build": ("engine",),
+    "vitrail.inference.embed": ("embed",),
     "vitrail.inference.evaluate": ("evaluate",),
     "vitrail.inference.predict": ("predict",),
     "vitrail.model.config": (

@@ -17,7 +17,7 @@ import tyro
 from vitrail import __version__
 from vitrail.data.address import parse
 from vitrail.data.inputs import check, inputs
-from vitrail.errors import ConfigError, VitrailError, nearest
+from vitrail.errors import ConfigError, DataError, VitrailError, nearest
 from vitrail.flags import front_page, read_flags, read_train
 from vitrail.model.checks import check_image_size
 from vitrail.model.config import Activation, Pooling, Positions
@@ -128,7 +128,7 @@ class Eval:
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         how |= {name: column for name, column in columns.items() if column is not None}
         source = open_data(self.data, **how).held_out
-        runs = {"batch_size": self.batch_size, "threads": self.threads}
+        runs: dict[str, Any] = {"batch_size": self.batch_size, "threads": self.threads}
         runs |= {"device": self.device, "dtype": self.dtype}
         scored = score(bundle, source, **runs)
         found = scored.evaluation()
@@ -298,6 +298,73 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Turn images into vectors: into a file, to find those alike, to probe what they tell apart."""
+
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    data: Text  # a DATA address, all its splits; or a folder, a "pattern" or a file of images
+    output: Output = None  # a .parquet file, or .npy with a .csv of its rows beside
+    tokens: Literal["pooled", "class", "mean", "patches"] = "pooled"
+    layer: int | None = None  # the block to take them after, 0 the first, else the whole encoder
+    neighbours: int | None = None  # list the K nearest of each image, and near duplicates
+    threshold: float = 0.95  # the cosine from which two images are near duplicates
+    probe: bool = False  # kNN and logistic regression by the data's labels, cross-validated
+    image_column: str | None = None  # of a table, else image, img, path or file
+    label_column: str | None = None  # else label, labels, class or fine_label
+    batch_size: int = 64
+    threads: int = 2  # that decode
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        parse_origin(self.model)
+        check([self.data])
+        keep = self.neighbours is not None or self.probe
+        if self.output is None and not keep:
+            raise ConfigError("say what for: -o FILE, --neighbours K or --probe")
+        if keep and self.tokens == "patches":
+            raise ConfigError("patches are many vectors an image: compare pooled, class or mean")
+        if self.neighbours is not None and self.neighbours < 1:
+            raise ConfigError(f"neighbours is {self.neighbours}; it should be 1 or more")
+        from vitrail.engines.build import torch_engine
+        from vitrail.inference.embed import embedded
+        from vitrail.inference.embedding import collect, insight
+        from vitrail.inference.embedding_files import check_file
+        from vitrail.weights.loading import load
+
+        if self.output is not None:
+            check_file(self.output)
+        items = self._items()
+        engine = torch_engine(load(self.model), self.dtype, self.device)
+        how = {"batch_size": self.batch_size, "threads": self.threads}
+        batches = embedded(engine, items, self.tokens, self.layer, **how)
+        found = insight(
+            collect(batches, self.output, keep), self.neighbours, self.threshold, self.probe
+        )
+        for path, reason in found.collected.bad:
+            print(f"not read: {path}: {reason}", file=sys.stderr)
+        print(_json(found.to_json()) if self.json else found.text())
+        return 2 if found.collected.bad else 0
+
+    def _items(self) -> Any:
+        """Give the images, with labels where the data has them; only --probe has need of any."""
+        from vitrail.data.sets import labelled
+
+        try:
+            items, notes = labelled(self.data, self.image_column, self.label_column)
+        except DataError:
+            if self.probe or self.label_column:
+                raise
+            return inputs([self.data], self.image_column)
+        for note in notes:
+            print(note, file=sys.stderr)
+        return items
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """Walk through a model, step by step from image to logits: shapes, parameters, operations."""
 
@@ -418,7 +485,7 @@ class Doctor:
 
 VERBS: dict[str, type] = {
     verb.__name__.lower(): verb
-    for verb in (Train, Data, Eval, Predict, Summary, Presets, Convert, Push, Doctor)
+    for verb in (Train, Data, Eval, Predict, Embed, Summary, Presets, Convert, Push, Doctor)
 }
 
 

@@ -48,7 +48,7 @@ def inputs(words: Iterable[str], image_column: str | None = None) -> Iterator[It
     for word in words:
         kind = _kind(word)
         if kind == "data":
-            from vitrail.data.unlabelled import unlabelled
+            from vitrail.data.sets import unlabelled
 
             yield from unlabelled(parse(word), word, image_column)
         elif kind == "pattern":

@@ -116,19 +116,19 @@ def open_data(
 
 def whole(
     data: str, *, image_column: str | None = None, label_column: str | None = None
-) -> dict[str, Source]:
-    """Give all images of a DATA address in its own order, by split, "" where it has none.
+) -> tuple[dict[str, Source], tuple[str, ...]]:
+    """Give all images of a DATA address in its own order, by split ("": it has none); and notes.
 
     Nothing is held out, and no class is checked: this is for looking at data, not for training.
     """
     address = parse(data)
     if address.kind == "digits":
-        return {"": digits.Digits(np.arange(len(digits.load()[1])))}
+        return {"": digits.Digits(np.arange(len(digits.load()[1])))}, ()
     try:
-        parts = _found(address, image_column, label_column).parts
+        found = _found(address, image_column, label_column)
     except OSError as error:
         raise DataError(f'"{data}" cannot be read: {error}') from error
-    return {split_name(name): images for name, images in parts.items()}
+    return {split_name(name): images for name, images in found.parts.items()}, found.notes
 
 
 def largest_side(

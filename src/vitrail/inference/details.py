@@ -1,6 +1,5 @@
 """What an evaluation says beyond its headline: confusions, trust, image sizes, doubtful labels."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,7 +57,7 @@ def examine(
     scores: np.ndarray,
     labels: np.ndarray,
     sides: np.ndarray,
-    paths: Sequence[str],
+    paths: tuple[str, ...],
     names: tuple[str, ...],
 ) -> Details:
     """Look at answers: logits, N classes, labels, N, the images' heights and widths, N 2, paths."""

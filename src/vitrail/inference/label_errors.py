@@ -1,6 +1,5 @@
 """Likely label errors by confident learning (Northcutt, Jiang and Chuang 2021)."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ class LikelyError(NamedTuple):
 
 
 def likely_errors(
-    probabilities: np.ndarray, labels: np.ndarray, paths: Sequence[str], names: Sequence[str]
+    probabilities: np.ndarray, labels: np.ndarray, paths: tuple[str, ...], names: tuple[str, ...]
 ) -> tuple[LikelyError, ...]:
     """Give the likely label errors among images that the model has not learned from, worst first.
 

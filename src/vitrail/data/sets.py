@@ -1,4 +1,4 @@
-"""The images of a data set in its own order, whether or not they have labels and splits."""
+"""The images of a data set in its own order, with their labels and splits or without."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,6 +31,25 @@ def unlabelled(address: Address, word: str, image_column: str | None) -> Iterato
         yield Item(name, partial(opened, read_bytes))
 
 
+def labelled(
+    data: str, image_column: str | None = None, label_column: str | None = None
+) -> tuple[Iterator[Item], tuple[str, ...]]:
+    """Give the images of all splits of a DATA address with their labels; and notes for the user.
+
+    Raises `DataError` where there are no labels.
+    """
+    parts, notes = whole(data, image_column=image_column, label_column=label_column)
+
+    def items() -> Iterator[Item]:
+        for split, source in parts.items():
+            for i in range(len(source)):
+                read_bytes = partial(opened, source.read, i)
+                label = source.classes[source.label(i)]
+                yield Item(path_of(source, i), read_bytes, label=label, split=split or None)
+
+    return items(), notes
+
+
 def _members(tars: list[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
     from vitrail.data.archives import tar_index
 
@@ -60,5 +79,5 @@ def _rows(address: Address, image_column: str | None) -> Iterator[tuple[str, Cal
 
 def _labelled(word: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Give what is read only with its labels: digits, idx files, sets of the hub."""
-    for source in whole(word).values():
+    for source in whole(word)[0].values():
         yield from ((path_of(source, i), partial(source.read, i)) for i in range(len(source)))
