@@ -220,10 +220,15 @@ class AttentionPooling(nn.Module):
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the one q, B K 1 d, and k and v of the tokens, B K N d, as attention meets them."""
         latent = self.latent.expand(len(x), -1, -1)
         q = rearrange(self.q(latent), "b n (k d) -> b k n d", k=self.heads)
         k, v = rearrange(self.kv(x), "b n (kv k d) -> kv b k n d", kv=2, k=self.heads)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
         x = self.proj(rearrange(attend(q, k, v), "b k n d -> b n (k d)"))
         x = x + self.mlp(self.norm(x))
         return rearrange(x, "b 1 d -> b d")
