@@ -11,9 +11,8 @@ from torch import Tensor
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import BadFile, Source
-from vitrail.engines.device import pick_device
 from vitrail.errors import ConfigError, DataError, NonFiniteError
-from vitrail.inference.runner import logits
+from vitrail.inference.runner import logits, pick_device
 from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
 

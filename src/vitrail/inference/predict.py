@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.images import ImageLike, open_any
-from vitrail.engines.device import pick_device
+from vitrail.data.decode import open_image
+from vitrail.data.preprocess import Picture
 from vitrail.errors import ConfigError, DataError
-from vitrail.inference.runner import precision
+from vitrail.inference.runner import pick_device, precision
 from vitrail.weights.bundle import Bundle
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,9 +99,34 @@ def stream(
 def _pixels(bundle: Bundle, image: ImageLike) -> np.ndarray | str:
     """Give the model's uint8 input, C H W, or what is wrong with the image."""
     try:
-        return bundle.preprocess.pixels(open_any(image))
+        return bundle.preprocess.pixels(_open(image))
     except DataError as error:
         return str(error)
+    except OSError as error:
+        return f"the file cannot be read: {error.strerror or error}"
+    except ValueError as error:  # a name with a zero byte
+        return f"the file cannot be read: {error}"
+
+
+def _open(image: ImageLike) -> Picture:
+    if isinstance(image, str | Path):
+        return open_image(Path(image).read_bytes())
+    if isinstance(image, bytes):
+        return open_image(image)
+    if isinstance(image, Image.Image):
+        return image
+    if not isinstance(image, np.ndarray | Tensor):
+        raise DataError(f"{type(image).__name__} is no image")
+    channels = {2: 1, 3: image.shape[0 if isinstance(image, Tensor) else -1]}.get(image.ndim)
+    if image.dtype not in (np.uint8, torch.uint8) or channels not in (1, 3) or 0 in image.shape:
+        raise DataError(
+            f"an array of {image.dtype} and shape {tuple(image.shape)} is no image: uint8 and "
+            "H W C is wanted (a tensor: C H W), with 1 or 3 channels"
+        )
+    array = image.cpu().numpy() if isinstance(image, Tensor) else image
+    if isinstance(image, Tensor) and image.ndim == 3:
+        array = np.moveaxis(array, 0, -1)
+    return array[..., None] if array.ndim == 2 else array
 
 
 def _best(bundle: Bundle, probabilities: Tensor, top: int) -> list[tuple[Answer, ...]]:

@@ -1,4 +1,4 @@
-"""A model over batches of images: precision, threads, and logits out."""
+"""A model over batches of images: device, precision, and logits out."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,6 +10,26 @@ from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError
 from vitrail.model.vit import ViT
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Give the device called `name`; `auto` is CUDA, else MPS, else the CPU.
+
+    Raises `ConfigError` for a device that this machine does not have.
+    """
+    here = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(device for device, there in here.items() if there))
+    if not here.get(name, False):
+        found = ", ".join(device for device, there in here.items() if there)
+        raise ConfigError(
+            f'there is no device "{name}" here, but {found}; `vitrail doctor` says more'
+        )
+    return torch.device(name)
 
 
 @contextmanager

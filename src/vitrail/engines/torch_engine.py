@@ -1,4 +1,4 @@
-"""Where a model runs."""
+"""torch as an engine: where a model runs."""
 
 import torch
 
