@@ -205,12 +205,8 @@ def test_rollout_is_the_product_of_half_attention_and_half_itself(
 
 def slow_relevance(model: ViT, image: Tensor, target: int, seen: list[Tensor]) -> np.ndarray:
     """Give the relevance of each token by the paper's two equations, one number after the other."""
-    config, ends = model.config, []
-    handle = model.norm.register_forward_hook(lambda _, __, out: ends.append(out) or None)
-    logits = model(image[None].clone().requires_grad_())
-    handle.remove()
-    ends[0].retain_grad()
-    logits[0, target].backward()
+    config = model.config
+    model(image[None].clone().requires_grad_())[0, target].backward()
     weighed = []
     for attention in seen:
         assert attention.grad is not None
@@ -229,11 +225,14 @@ def slow_relevance(model: ViT, image: Tensor, target: int, seen: list[Tensor]) -
     model.zero_grad()
     if config.pooling == "map":
         return weighed[config.depth][0] @ flow[config.prefix :]
-    if config.pooling == "cls":
-        return flow[: 1 + config.distillation_token].sum(axis=0)
-    assert ends[0].grad is not None
-    spoken = (ends[0].detach() * ends[0].grad)[0].double().sum(dim=-1).clamp_min(0).numpy()
-    return spoken @ flow
+    flow = flow - np.eye(len(flow))
+    rows = {
+        "cls": flow[0],
+        "mean": flow[config.prefix :].mean(axis=0),
+        "mean_all": flow.mean(axis=0),
+        "cls+mean": (flow[0] + flow[config.prefix :].mean(axis=0)) / 2,
+    }[config.pooling]
+    return (rows + flow[1]) / 2 if config.distillation_token else rows
 
 
 @pytest.mark.parametrize("config", FAMILIES)

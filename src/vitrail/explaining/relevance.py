@@ -5,7 +5,7 @@ self-attention. With A a layer's attention and y the class's logit (equations 5 
 
     R = 1;  from the first layer to the last: R = R + mean over heads of (dy/dA * A)^+ R
 
-and a class token's row of R is the answer. Axes as in `attention`.
+and the class token's row of R is the answer. Axes as in `attention`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vitrail.explaining.attention import Layer, attention_of, of_heads, watching, weights
+from vitrail.explaining.attention import (
+    Layer,
+    attention_of,
+    of_heads,
+    readout,
+    watching,
+    weights,
+)
 from vitrail.model.vit import ViT
 
 
@@ -25,9 +32,11 @@ def relevance(
 ) -> tuple[Tensor, Tensor]:
     """Give the relevance of each token for a class, B N, and the logits, B classes.
 
-    The class is `target`, else each image's likeliest. The paper reads the class token's row; where
-    a head reads other tokens too, their rows are weighed by how each speaks for the class.
+    The class is `target`, else each image's likeliest. The paper reads the class token's row of R;
+    where a head reads the mean of tokens, this is the mean of their rows, each less the 1 that R
+    began with; and attention pooling is one more layer, with a row of its own.
     """
+    patch = model.config.patch_size
     pooling: list[Layer] = ["pool"] if model.attn_pool is not None else []
     watched = [*layers, *pooling]
     attended: dict[Layer, tuple[Tensor, Tensor, Tensor, Tensor | None]] = {}
@@ -36,7 +45,7 @@ def relevance(
         q, k, mask = of_heads(heads, q.detach(), k.detach(), mask)
         attended[layer] = q, k, v.detach()[:, heads], mask
 
-    with torch.enable_grad(), outputs(model, watched) as out:
+    with torch.enable_grad(), given(model, watched) as out:
         with watching(model, watched, watch):
             # A model whose weights are frozen has a graph only where its input asks for one.
             logits = model(images.detach().requires_grad_())
@@ -51,35 +60,31 @@ def relevance(
         slope = rearrange(slopes[layer], "b q (k d) -> b k q d", d=v.shape[-1])[:, heads]
         return (weights(q, k, mask) * (slope @ v.mT)).clamp_min(0).mean(dim=1)
 
-    tokens = out["tokens"].shape[1]
-    flow = torch.eye(tokens, device=images.device).expand(len(images), -1, -1)
+    prefix, patches = model.config.prefix, (images.shape[2] // patch) * (images.shape[3] // patch)
+    flow = torch.eye(prefix + patches, device=images.device).expand(len(images), -1, -1)
     for layer in layers:
         flow = flow + spoken_for(layer) @ flow
     if pooling:
-        prefix = model.config.prefix
-        return (spoken_for("pool") @ flow[:, prefix:]).squeeze(1), logits.detach()
-    read = (out["tokens"] * slopes["tokens"]).sum(dim=-1).detach().clamp_min(0)
-    if model.config.pooling == "cls":
-        read = torch.zeros_like(read)
-        read[:, : 1 + model.config.distillation_token] = 1
-    return (read[:, None] @ flow).squeeze(1), logits.detach()
+        read = spoken_for("pool") @ flow[:, prefix:]
+    else:
+        # Less what every token is of itself: of a mean of tokens it would be all that one sees.
+        own = torch.eye(prefix + patches, device=images.device)
+        read = readout(model, prefix + patches).to(flow) @ (flow - own)
+    return read.flatten(1), logits.detach()
 
 
 @contextmanager
-def outputs(model: ViT, layers: Sequence[Layer]) -> Iterator[dict[Layer | str, Tensor]]:
-    """Give a dictionary to be filled with what layers give, A v, B N (K d), and the last tokens."""
-    found: dict[Layer | str, Tensor] = {}
+def given(model: ViT, layers: Sequence[Layer]) -> Iterator[dict[Layer, Tensor]]:
+    """Give a dictionary to be filled with what layers give, A v of all heads, B N (K d)."""
+    found: dict[Layer, Tensor] = {}
 
-    def keep_input(layer: Layer, _: object, read: tuple[Tensor, ...]) -> None:
+    def keep(layer: Layer, _: object, read: tuple[Tensor, ...]) -> None:
         found[layer] = read[0]
 
-    def keep_output(_: object, __: object, given: Tensor) -> None:
-        found["tokens"] = given
-
-    handles = [model.norm.register_forward_hook(keep_output)]
-    for layer in layers:
-        proj = attention_of(model, layer).proj
-        handles.append(proj.register_forward_pre_hook(partial(keep_input, layer)))
+    handles = [
+        attention_of(model, layer).proj.register_forward_pre_hook(partial(keep, layer))
+        for layer in layers
+    ]
     try:
         yield found
     finally:
