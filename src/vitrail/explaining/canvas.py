@@ -111,7 +111,7 @@ def _draw(axes: "Axes", write: Callable[..., None], panel: Panel, x: int, top: i
     axes.add_patch(Rectangle((x - 1, top - 1), wide + 2, tall + 2, fc=_FRAME, zorder=-1))
     if panel.cells is not None:
         h, w = panel.cells
-        line = {"color": "white", "alpha": 0.55, "linewidth": 0.6}
+        line = {"color": "#8a8f98", "alpha": 0.7, "linewidth": 0.6}
         axes.hlines([top + tall * i / h for i in range(1, h)], x, x + wide, **line)
         axes.vlines([x + wide * i / w for i in range(1, w)], top, base, **line)
     for first, left, last, right in panel.boxes:

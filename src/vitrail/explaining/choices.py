@@ -58,9 +58,9 @@ def ask(
             f"{method} explains a class, and this model has none: it gives features (classes 0). "
             "attention and rollout need no class"
         )
-    whole = method == "occlusion"
-    blocks = [] if whole else pick_layers(layers, config, attending=method == "attention")
-    asked = pick_queries(queries, config) if method == "attention" else list(queries or [])
+    whole, attending = method == "occlusion", method == "attention"
+    blocks = [] if whole else pick_layers(layers, config, attending=attending)
+    asked = pick_queries(queries, config, attending=attending)
     if blocks == ["pool"]:
         if queries is not None:
             raise ConfigError('layer "pool" has a query of its own; leave queries out')
@@ -106,10 +106,15 @@ def pick_heads(heads: Sequence[int] | None, config: ViTConfig) -> list[int]:
     return sorted({_counted("head", head, config.heads) for head in _some("heads", heads)})
 
 
-def pick_queries(queries: Sequence[Query] | None, config: ViTConfig) -> list[Query]:
-    """Give the queries by name: the class token for None, or the mean of patches without one."""
+def pick_queries(
+    queries: Sequence[Query] | None, config: ViTConfig, *, attending: bool
+) -> list[Query]:
+    """Give the queries by name; for None none, but one where heads are shown one by one.
+
+    It is the class token, or the mean of patches of a model without one.
+    """
     if queries is None:
-        return ["class" if config.class_token else "patches"]
+        return ["class" if config.class_token else "patches"] if attending else []
     return list(_some("queries", queries))
 
 

@@ -116,10 +116,12 @@ def _overview(found: Explanation) -> list[Panel]:
     cells = [f"{h} x {w} patches", *["outlined: who looks"] * bool(asking)]
     ends = f"{_number(low, found)} to {_number(high, found)}"
     strip = colours(np.linspace(low, high, 64), low, high)
+    over = overlay(input, one, _all_of(input), low, high)
     return [
         Panel(whole, size, [_within(seen, whole)] * cut),
         Panel(overlay(whole, one, seen, low, high), [ends, *mean], strip=strip),
         Panel(input, cells, asking, (h, w)),
+        *[Panel(over, ["the map by itself"])] * cut,
     ]
 
 
@@ -141,9 +143,9 @@ def _heads(found: Explanation) -> Iterator[list[Panel]]:
 
 def _small(found: Explanation, values: np.ndarray, lines: list[str]) -> Panel:
     input = shown(found.pixels, _SMALL)
-    box = (0.0, 0.0, float(input.shape[0]), float(input.shape[1]))
     low, high = scale_of(values)
-    return Panel(overlay(input, values, box, low, high), [*lines, f"0 to {_number(high, found)}"])
+    pixels = overlay(input, values, _all_of(input), low, high)
+    return Panel(pixels, [*lines, f"0 to {_number(high, found)}"])
 
 
 def _number(value: float, found: Explanation) -> str:
@@ -171,6 +173,10 @@ def _ranges(layers: tuple[Layer, ...]) -> str:
 
 def _scaled(box: Box, down: float, across: float) -> Box:
     return box[0] * down, box[1] * across, box[2] * down, box[3] * across
+
+
+def _all_of(image: np.ndarray) -> Box:
+    return 0, 0, image.shape[0], image.shape[1]
 
 
 def _within(box: Box, image: np.ndarray) -> Box:
