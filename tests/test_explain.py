@@ -13,7 +13,7 @@ import vitrail
 from conftest import TINY, randomize
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, DataError
-from vitrail.explaining.attention import Rollout, Rows, readout, watching
+from vitrail.explaining.attention import Rollout, Rows, watching
 from vitrail.explaining.explain import explain
 from vitrail.explaining.faithfulness import faithfulness, prefixes
 from vitrail.explaining.hiding import answers, filling
@@ -399,14 +399,19 @@ def test_patch_filters_are_principal_components() -> None:
         patch_filters(model, 0)
 
 
-def test_tokens_of_asked_layers_are_a_backbone(bundle: Bundle) -> None:
-    images = seen_by(bundle)
+def test_a_backbone_runs_no_block_beyond_the_last_asked_for(bundle: Bundle) -> None:
+    images, ran = seen_by(bundle), []
+    for i, block in enumerate(bundle.model.blocks):
+        block.register_forward_hook(lambda *_, i=i: ran.append(i))
 
-    first, last = bundle.model.tokens(images, layers=[0, -1])
+    first, again = bundle.model.tokens(images, layers=[0, -2])
+    assert ran == [0] and torch.equal(first.patches, again.patches)
+    (last,) = bundle.model.tokens(images, layers=[-1])
 
+    assert ran == [0, 0, 1]
     assert first.patches.shape == (1, 35, 24) and first.grid == GRID
     assert torch.equal(last.patches, bundle.model.tokens(images).patches)
-    assert readout(bundle.model, 39).tolist() == [1.0] + [0.0] * 38
+    assert bundle.model.tokens(images, layers=[]) == []
 
 
 def test_occlusion_alone_needs_no_more_than_its_windows(bundle: Bundle) -> None:

@@ -313,12 +313,15 @@ class ViT(nn.Module):
         for layer in layers:
             if not -depth <= layer < depth:
                 raise ConfigError(f"there is no layer {layer}: the blocks are 0 to {depth - 1}")
+        # No block runs beyond the last one asked for, and no other block's tokens are kept.
+        wanted = [layer % depth for layer in layers]
         x, rotation, grid = self.embed(images)
-        after = []
-        for block in self.blocks:
+        after = {}
+        for i, block in zip(range(max(wanted, default=-1) + 1), self.blocks, strict=False):
             x = block(x, rotation=rotation)
-            after.append(x)
-        return [self._tokens(after[layer], grid) for layer in layers]
+            if i in wanted:
+                after[i] = self._tokens(x, grid)
+        return [after[i] for i in wanted]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """Give what enters the first block: tokens B P+N D, rotations for rope, and the grid."""
