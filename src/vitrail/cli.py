@@ -6,6 +6,7 @@ mistake in a flag, a recipe or a path, imports torch: the answer comes at once.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -365,6 +366,54 @@ class Embed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Show what in an image an answer rests on: attention, rollout, relevance, occlusion."""
+
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    images: tyro.conf.Positional[tuple[str, ...]]  # files, or folders of them
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]  # a folder for the pictures
+    method: Literal["rollout", "attention", "relevance", "occlusion"] = "rollout"
+    target: str | None = None  # a class by name or index, else the likeliest
+    layers: tuple[str, ...] | None = None  # 0 is the first, -1 the last; pool: the pooling's own
+    heads: tuple[int, ...] | None = None  # else all
+    queries: tuple[str, ...] | None = None  # class, patches, register-0 ..., or a patch as ROW,COL
+    measure: bool = False  # how faithful each map is, in 170 forward passes at most
+    fill: Literal["grey", "blur"] = "grey"  # what occlusion hides patches with
+    inside: bool = False  # the model too: filters, positions, token norms, attention distance
+    format: Literal["png", "svg"] = "png"
+    batch_size: int = 32
+    device: Device = "auto"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        if parse_origin(self.model).kind == "preset":
+            print(f"{self.model} has random weights: its maps mean nothing", file=sys.stderr)
+        check(self.images)
+        layers = None if self.layers is None else [_number(layer) for layer in self.layers]
+        queries = None if self.queries is None else [_place(query) for query in self.queries]
+        from vitrail.explaining.folder import explain_into
+        from vitrail.weights.loading import load
+
+        names = ("method", "target", "heads", "measure", "fill", "batch_size", "device")
+        how = {name: getattr(self, name) for name in (*names, "format", "inside")}
+        bundle, folder = load(self.model), Path(self.output).expanduser()
+        rows, failed = [], 0
+        for row in explain_into(
+            folder, bundle, inputs(self.images), layers=layers, queries=queries, **how
+        ):
+            failed += row.error is not None
+            if self.json:
+                rows.append(row.to_json())
+            else:
+                print(row.text().encode("utf-8", "backslashreplace").decode(), flush=True)
+        if self.json:
+            print(_json(rows))
+        return 2 if failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """Walk through a model, step by step from image to logits: shapes, parameters, operations."""
 
@@ -485,7 +534,19 @@ class Doctor:
 
 VERBS: dict[str, type] = {
     verb.__name__.lower(): verb
-    for verb in (Train, Data, Eval, Predict, Embed, Summary, Presets, Convert, Push, Doctor)
+    for verb in (
+        Train,
+        Data,
+        Eval,
+        Predict,
+        Embed,
+        Explain,
+        Summary,
+        Presets,
+        Convert,
+        Push,
+        Doctor,
+    )
 }
 
 
@@ -535,7 +596,18 @@ def _dispatch(words: list[str]) -> int:
     return read(VERBS[verb], verb, rest).run()
 
 
-def _json(values: Mapping[str, Any]) -> str:
+def _number(layer: str) -> int | str:
+    """Read a layer of --layers: a number, or a name as it is."""
+    return int(layer) if re.fullmatch(r"-?\d{1,6}", layer) else layer
+
+
+def _place(query: str) -> str | tuple[int, int]:
+    """Read a query of --queries: ROW,COL of a patch, or a name as it is."""
+    match = re.fullmatch(r"(-?\d{1,6}),(-?\d{1,6})", query)
+    return query if match is None else (int(match[1]), int(match[2]))
+
+
+def _json(values: Mapping[str, Any] | Sequence[Any]) -> str:
     text = json.dumps(values, indent=2, ensure_ascii=False)
     # A name that is not UTF-8 becomes JSON's own escape, which reads back as the same name.
     return text.encode("utf-8", "backslashreplace").decode()
