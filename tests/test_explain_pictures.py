@@ -205,7 +205,7 @@ def test_json_says_all_that_is_no_picture(saved: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "code", "told_of"),
     [
-        ("model -o out", 2, "no image to explain"),
+        ("model -o out", 2, "no image to answer for"),
         ("model photos -o file", 5, "file is a file; pictures need a folder"),
         ("model photos -o file/out", 5, "cannot be written"),
         ("nowhere photos -o out", 2, 'no model "nowhere"'),
