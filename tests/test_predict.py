@@ -124,7 +124,7 @@ def test_what_is_in_memory_may_change_once_the_next_image_is_asked_for(bundle: B
 
 def test_answers_that_are_not_finite_are_no_answers(bundle: Bundle) -> None:
     broken = ViT(TINY)
-    broken.norm.weight.data.fill_(torch.nan)
+    torch.nn.init.constant_(broken.patch_embed.proj.weight, torch.nan)
 
     with pytest.raises(NonFiniteError, match="weights are broken"):
         predict(replace(bundle, model=broken), PICTURES[0])
