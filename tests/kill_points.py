@@ -1,6 +1,6 @@
 """Kill a piece of work at every touch of the disk, and look at what is left.
 
-    python tests/kill_points.py checkpoint|bundle|run FOLDER [EVERY]
+    python tests/kill_points.py checkpoint|bundle|run|answers|answers-parquet FOLDER [EVERY]
 
 A child is forked for each point: it dies by SIGKILL right before its N-th touch (a file opened to
 be written, brought down to the disk, renamed or removed; a folder made or removed). Then the same
@@ -14,8 +14,10 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,9 @@ import torch
 
 import vitrail
 from runs import RECIPE, assert_equal_runs, rows, write_photos
+from vitrail.data.inputs import Item, file_item
+from vitrail.inference.output import write_predictions
+from vitrail.inference.predict import Answer, Prediction
 from vitrail.model.vit import ViT
 from vitrail.training import checkpoint
 from vitrail.training.loop import train
@@ -198,6 +203,36 @@ def a_run(root: Path) -> Work:
     return Work(lambda: train(RECIPE, "run"), after_kill, at_end)
 
 
+def some_answers(root: Path, how: str) -> Work:
+    """The rows of five images, three at a time, in a file."""
+    folder = root / "out"
+    images = [file_item(f"{i}, 제비\n.png") for i in range(5)]
+
+    def answers(items: Iterable[Item]) -> Iterator[list[Prediction]]:
+        rest = iter(items)
+        while batch := list(islice(rest, 3)):
+            top = (Answer(label="a", index=0, probability=0.5),)
+            yield [Prediction(path=item.name, error=None, top=top) for item in batch]
+
+    def write(file: Path) -> None:
+        file.parent.mkdir(exist_ok=True)
+        write_predictions(answers, images, how, str(file), {"model": "m"}, seconds=0)
+
+    write(root / "reference" / "file")
+    whole = (root / "reference" / "file").read_bytes()
+
+    def after_kill() -> None:
+        file = folder / "file"
+        found = file.read_bytes() if file.is_file() else b""
+        assert found in (b"", whole) if how == "parquet" else whole.startswith(found)
+
+    def at_end() -> None:
+        assert (folder / "file").read_bytes() == whole
+        assert {path.name for path in folder.iterdir()} == {"file", ".file.journal"}
+
+    return Work(lambda: write(folder / "file"), after_kill, at_end)
+
+
 def _has(name: str) -> bool:
     return Path("run", name).is_file()
 
@@ -205,6 +240,8 @@ def _has(name: str) -> bool:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     kinds = {"checkpoint": a_checkpoint, "bundle": a_bundle, "run": a_run}
+    kinds |= {"answers": partial(some_answers, how="csv")}
+    kinds |= {"answers-parquet": partial(some_answers, how="parquet")}
     place = Path(sys.argv[2]).resolve()
     every = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     print(json.dumps(kill_everywhere(kinds[sys.argv[1]](place), place, every)))

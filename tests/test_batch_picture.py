@@ -13,8 +13,8 @@ from runs import RECIPE, write_photos
 from vitrail.data.config import Augment
 from vitrail.data.sources import open_data
 from vitrail.errors import ConfigError, DataError
+from vitrail.explaining.fonts import fonts_for
 from vitrail.reporting import batch_picture
-from vitrail.reporting.fonts import fonts_for
 from vitrail.training.first_batch import training_batch
 from vitrail.training.run_folder import RunFolder
 from vitrail.training.session import Session

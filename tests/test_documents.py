@@ -12,6 +12,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNABLE = [
     pytest.param(ROOT / "README.md", marks=pytest.mark.slow),  # trains on the digits
     ROOT / "docs/learn.md",
+    ROOT / "docs/explain.md",
     pytest.param(ROOT / "docs/ko/learn.md", marks=pytest.mark.slow),  # the same blocks again
 ]
 

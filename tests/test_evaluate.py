@@ -1,4 +1,5 @@
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,11 @@ from sklearn import metrics
 from conftest import TINY, randomize
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, DataError, NonFiniteError
-from vitrail.inference.evaluate import Evaluation, calibration_error, evaluate, measure, wilson
-from vitrail.inference.formats import evaluation_text
+from vitrail.inference.calibration import calibration_error
+from vitrail.inference.details import examine
+from vitrail.inference.evaluate import Evaluation, evaluate, measure, score
+from vitrail.inference.evaluation_text import evaluation_text
+from vitrail.inference.measures import wilson
 from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
 
@@ -94,7 +98,7 @@ def test_classes_are_found_by_name_whatever_their_order(bundle: Bundle) -> None:
     forward = evaluate(bundle, Memory(names, "abcdefghi"), device="cpu")
     backward = evaluate(bundle, Memory(names, "gfedcba"), device="cpu")
 
-    assert forward == backward
+    assert replace(forward, details=None) == replace(backward, details=None)
     assert [row.count for row in forward.per_class] == [2, 2, 2, 2, 2, 2, 2, 0, 0]
 
 
@@ -229,18 +233,37 @@ def test_classes_and_confusion_are_scikit_learn_s() -> None:
     assert np.array_equal(found.confusion, matrix)
 
 
-def test_the_json_has_the_form_that_others_rely_on() -> None:
+def test_the_json_has_the_form_that_others_rely_on(bundle: Bundle) -> None:
     values = measured().to_json()
+    detailed = evaluate(bundle, Memory("abcdefghi" * 2, "abcdefghi"), device="cpu").to_json()
 
     assert list(values) == [
         "images", "failed", "loss", "top1", "top1_interval", "top5", "nll", "brier", "ece",
         "temperature", "per_class", "confusion",
     ]  # fmt: skip
+    assert list(detailed) == [
+        *values, "confused", "temperature_scaled", "reliability", "aurc", "coverage", "sizes",
+        "likely_errors",
+    ]  # fmt: skip
+    assert json.loads(json.dumps(detailed))["sizes"][0]["low"] == 40
     assert list(values["per_class"][0]) == ["label", "count", "precision", "recall", "f1"]
 
 
+def test_each_image_that_can_be_read_has_its_row(bundle: Bundle) -> None:
+    found = score(bundle, Memory("abcdef", "abcdefghi", bad=(1, 4)), device="cpu", batch_size=4)
+
+    assert found.paths == ("0.png", "2.png", "3.png", "5.png")
+    assert found.places.tolist() == [0, 2, 3, 5] and found.labels.tolist() == [0, 2, 3, 5]
+    assert found.sides.tolist() == [[40, 56]] * 4
+    assert [file.path for file in found.bad] == ["1.png", "4.png"]
+    # A batch of four and of one differ in the last bits of float32.
+    np.testing.assert_allclose(found.scores, logits(bundle, 6)[[0, 2, 3, 5]], rtol=1e-4, atol=1e-5)
+
+
 def test_the_page_says_how_many_were_wrong_and_for_what() -> None:
-    found = replace(measured(), failed=3)
+    values, labels = scores()
+    details = examine(values, labels, np.full((400, 2), 32), ("x.png",) * 400, LABELS)
+    found = replace(measured(), failed=3, details=details)
     wrong = 400 - sum(found.confusion[i][i] for i in range(9))
 
     text = evaluation_text(found)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import TINY, randomize
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, NonFiniteError
 from vitrail.inference.predict import Answer, Prediction, predict, stream
 from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
@@ -93,7 +93,7 @@ def test_answers_keep_the_order_and_do_not_depend_on_the_batch(
         )
 
 
-def test_a_stream_reads_no_further_than_it_is_asked_to(bundle: Bundle) -> None:
+def test_a_stream_reads_three_batches_ahead_and_no_further(bundle: Bundle) -> None:
     taken = []
 
     def endless() -> Any:
@@ -102,9 +102,32 @@ def test_a_stream_reads_no_further_than_it_is_asked_to(bundle: Bundle) -> None:
             yield PICTURES[0]
 
     found = stream(bundle, endless(), batch_size=2)
-    next(found)
 
-    assert len(taken) == 2
+    for answered in range(1, 20):
+        next(found)
+        assert answered <= len(taken) <= answered + 2 * 4
+    found.close()  # type: ignore[attr-defined]
+
+
+def test_what_is_in_memory_may_change_once_the_next_image_is_asked_for(bundle: Bundle) -> None:
+    def frames() -> Any:
+        frame = np.empty_like(PICTURES[0])
+        for picture in PICTURES:
+            frame[:] = picture
+            yield frame
+
+    found = list(stream(bundle, frames(), batch_size=2, top=9))
+
+    wanted = predict(bundle, list(PICTURES), batch_size=2, top=9)
+    assert answers(found) == answers(wanted)
+
+
+def test_answers_that_are_not_finite_are_no_answers(bundle: Bundle) -> None:
+    broken = ViT(TINY)
+    torch.nn.init.constant_(broken.patch_embed.proj.weight, torch.nan)
+
+    with pytest.raises(NonFiniteError, match="weights are broken"):
+        predict(replace(bundle, model=broken), PICTURES[0])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +137,7 @@ def test_a_stream_reads_no_further_than_it_is_asked_to(bundle: Bundle) -> None:
         (b"<html>", "HTML"),
         ("no/such/file.png", "No such file"),
         (".", "Is a directory"),
-        ("a\0b.png", "cannot be read"),
+        ("a\0b.png", "null byte"),
         ("a" * 300, "too long"),
         (np.zeros((4, 4, 3), np.float32), "float32"),
         (np.zeros((4, 4, 4), np.uint8), r"4, 4, 4"),
@@ -155,7 +178,7 @@ def test_top_is_how_many_classes_there_are_at_most(bundle: Bundle, top: int, cou
     "how",
     [
         {"top": 0}, {"top": -1}, {"batch_size": 0}, {"batch_size": -1}, {"device": "gpu"},
-        {"dtype": "float8"},
+        {"dtype": "float8"}, {"threads": 0},
     ],
 )  # fmt: skip
 def test_an_argument_that_cannot_work_is_refused(bundle: Bundle, how: dict[str, Any]) -> None:

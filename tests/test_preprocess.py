@@ -161,3 +161,34 @@ def test_json_that_is_no_preprocessing_is_refused(key: str, value: Any) -> None:
 def test_other_json_is_refused(values: Any) -> None:
     with pytest.raises(ConfigError, match="preprocess"):
         Preprocess.from_json(values)
+
+
+@pytest.mark.parametrize("resize", ["shortest", "square", "pad"])
+@pytest.mark.parametrize("size", [(30, 44), (44, 30), (300, 40), (40, 300)])
+def test_the_box_that_the_model_sees_holds_what_it_sees(resize: Any, size: tuple[int, int]) -> None:
+    preprocess = Preprocess(size=(20, 28), resize=resize, crop=0.9, mean=(0.5,), std=(0.5,))
+    height, width = size
+    rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
+    ramps = [
+        np.broadcast_to(rows[:, None] / height, size),
+        np.broadcast_to(columns / width, size),
+    ]
+    down, across = (
+        preprocess.pixels(np.rint(ramp * 255).astype(np.uint8)[..., None])[0] for ramp in ramps
+    )
+
+    top, left, bottom, right = preprocess.seen(height, width)
+
+    # Pixels on a ramp say where in the image they come from, to 1/255 of its side and, because
+    # bicubic resizing bends a ramp at the image's edge, a resized pixel.
+    step_down, step_across = (bottom - top) / 20, (right - left) / 28
+    places = top + step_down * (np.arange(20) + 0.5), left + step_across * (np.arange(28) + 0.5)
+    for found, place, length, step in (
+        (down[:, 14], places[0], height, step_down),
+        (across[10], places[1], width, step_across),
+    ):
+        seen = (place > 0) & (place < length)
+        assert seen.any() and (resize == "pad" or seen.all())
+        off = np.abs(found[seen] / 255 * length - place[seen])
+        assert off.max() < step + length / 255
+        assert off.mean() < 0.5 * step + length / 255

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from vitrail.data.config import Augment
     from vitrail.data.preprocess import Preprocess
     from vitrail.data.sources import open_data
+    from vitrail.engines.build import engine
+    from vitrail.explaining.explain import Explanation, explain
+    from vitrail.inference.embed import embed
     from vitrail.inference.evaluate import evaluate
     from vitrail.inference.predict import predict
     from vitrail.model.config import DropRates, PositionResize, ViTConfig
@@ -39,6 +42,12 @@ _HOME = {
     "vitrail.data.config": ("Augment",),
     "vitrail.data.preprocess": ("Preprocess",),
     "vitrail.data.sources": ("open_data",),
+    "vitrail.engines.build": ("engine",),
+    "vitrail.explaining.explain": (
+        "Explanation",
+        "explain",
+    ),
+    "vitrail.inference.embed": ("embed",),
     "vitrail.inference.evaluate": ("evaluate",),
     "vitrail.inference.predict": ("predict",),
     "vitrail.model.config": (

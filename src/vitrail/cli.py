@@ -6,8 +6,9 @@ mistake in a flag, a recipe or a path, imports torch: the answer comes at once.
 
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,8 +16,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vitrail import __version__
-from vitrail.data.address import expand, parse
-from vitrail.errors import ConfigError, VitrailError, nearest
+from vitrail.data.address import parse
+from vitrail.data.inputs import check, inputs
+from vitrail.errors import ConfigError, DataError, VitrailError, nearest
 from vitrail.flags import front_page, read_flags, read_train
 from vitrail.model.checks import check_image_size
 from vitrail.model.config import Activation, Pooling, Positions
@@ -34,6 +36,8 @@ Target = Annotated[Text, tyro.conf.arg(metavar="TARGET")]
 Model = Annotated[Text, tyro.conf.arg(metavar="MODEL")]
 Repository = Annotated[Text, tyro.conf.arg(metavar="OWNER/NAME")]
 To = Annotated[str, tyro.conf.arg(metavar="DIALECT")]
+Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
+Output = Annotated[str | None, tyro.conf.arg(aliases=["-o"])]
 Dialect = Annotated[str | None, tyro.conf.arg(metavar="DIALECT")]
 
 
@@ -80,13 +84,18 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Measure a model on labelled images: accuracy, calibration, classes, confusion."""
+    """Measure a model on labelled images: accuracy, calibration, classes, confusion, labels."""
 
     model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
     data: Text  # its held-out images are measured
+    against: str | None = None  # another model, to compare with on the same images
+    corruptions: bool = False  # five kinds at five severities: takes 25 times as long
+    predictions: str | None = None  # a .jsonl or .csv file to write, one row an image
+    output: Output = None  # a folder to write: evaluation.json and predictions.jsonl
     image_column: str | None = None  # of a table, else the run's, else image, img, path or file
     label_column: str | None = None  # else the run's, else label, labels, class or fine_label
     batch_size: int = 64
+    threads: int = 2  # that decode
     device: Device = "auto"
     dtype: Dtype = "float32"
     json: bool = False  # print one JSON document
@@ -94,11 +103,22 @@ class Eval:
     def run(self) -> int:
         from vitrail.weights.origin import parse as parse_origin
 
-        parse_origin(self.model)
+        for model in filter(None, (self.model, self.against)):
+            parse_origin(model)
         parse(self.data)
+        from vitrail.inference.evaluation_files import check_folder, check_predictions
+
+        if self.predictions is not None:
+            check_predictions(self.predictions)
+        if self.output is not None:
+            check_folder(self.output)
+        return self._evaluated()
+
+    def _evaluated(self) -> int:
         from vitrail.data.sources import open_data
-        from vitrail.inference.evaluate import evaluate
-        from vitrail.inference.formats import evaluation_text
+        from vitrail.inference.evaluate import score
+        from vitrail.inference.evaluation_files import write_evaluation, write_predictions
+        from vitrail.inference.evaluation_text import evaluation_text
         from vitrail.weights.loading import load
 
         bundle = load(self.model)
@@ -108,17 +128,52 @@ class Eval:
         how = {name: origin[name] for name in SPLIT if name in origin}
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         how |= {name: column for name, column in columns.items() if column is not None}
-        found = evaluate(
-            bundle,
-            open_data(self.data, **how).held_out,
-            batch_size=self.batch_size,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        source = open_data(self.data, **how).held_out
+        runs: dict[str, Any] = {"batch_size": self.batch_size, "threads": self.threads}
+        runs |= {"device": self.device, "dtype": self.dtype}
+        scored = score(bundle, source, **runs)
+        found = scored.evaluation()
+        values, texts = found.to_json(), [evaluation_text(found)]
+        for add in (self._corrupted, self._compared):
+            for name, value, text in add(bundle, source, scored, runs):
+                values[name] = value
+                texts.append(text)
         for file in found.bad:
             print(f"not read: {file.path}: {file.reason}", file=sys.stderr)
-        print(_json(found.to_json()) if self.json else evaluation_text(found))
+        if self.predictions is not None:
+            write_predictions(scored, self.predictions)
+        if self.output is not None:
+            values |= {"model": self.model, "data": self.data}
+            write_evaluation(values, scored, self.output)
+        print(_json(values) if self.json else "\n\n".join(texts))
         return 2 if found.failed else 0
+
+    def _corrupted(self, bundle: Any, source: Any, scored: Any, runs: Any) -> Iterator[Found]:
+        if not self.corruptions:
+            return
+        from vitrail.engines.build import engine
+        from vitrail.inference.corruptions import corruption_results
+        from vitrail.inference.evaluate import evaluation_loader
+        from vitrail.inference.evaluation_text import corruptions_text
+
+        loader = evaluation_loader(bundle, source, self.batch_size, self.threads)
+        runs = engine(bundle, dtype=self.dtype, device=self.device)
+        found = corruption_results(runs, loader, bundle.labels)
+        clean = sum(scored.right().values()) / len(scored.labels)
+        yield "corruptions", [row._asdict() for row in found], corruptions_text(found, clean)
+
+    def _compared(self, bundle: Any, source: Any, scored: Any, runs: Any) -> Iterator[Found]:
+        if self.against is None:
+            return
+        from vitrail.inference.comparing import compare
+        from vitrail.inference.evaluate import score
+        from vitrail.inference.evaluation_text import comparison_text
+        from vitrail.weights.loading import load
+
+        other = score(load(self.against), source, **runs)
+        found = compare(scored.right(), other.right())
+        values = {"model": self.against, **found._asdict()}
+        yield "against", values, comparison_text(found, self.against)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,11 +256,14 @@ class Predict:
     """Answer for images: the likeliest classes of each."""
 
     model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
-    images: tyro.conf.Positional[tuple[str, ...]]  # files, or folders of them
+    images: tyro.conf.Positional[tuple[str, ...]]  # files, folders, "patterns", or DATA addresses
     top: int = 5  # classes to answer with
-    format: Literal["table", "csv", "jsonl"] = "table"
-    output: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None  # a file to write
+    format: Literal["table", "csv", "jsonl", "parquet"] = "table"
+    output: Output = None  # a file; where it was begun by the same command, it is continued
+    image_column: str | None = None  # of a table, else image, img, path or file
+    engine: Literal["auto", "torch"] = "auto"
     batch_size: int = 64
+    threads: int = 2  # that decode
     device: Device = "auto"
     dtype: Dtype = "float32"
     json: bool = False  # print one JSON document
@@ -215,22 +273,143 @@ class Predict:
 
         if parse_origin(self.model).kind == "preset":
             print(f"{self.model} has random weights: its answers mean nothing", file=sys.stderr)
-        if not self.images:
-            raise ConfigError("there is no image to answer for: name files or folders")
-        images = expand(self.images)
-        from vitrail.inference.formats import write_predictions
-        from vitrail.inference.predict import stream
+        check(self.images)
+        from vitrail.engines.build import engine
+        from vitrail.inference.output import check_output, write_predictions
+        from vitrail.inference.predict import batches, check_answers
         from vitrail.weights.loading import load
 
-        answers = stream(
-            load(self.model),
-            images,
-            self.top,
-            batch_size=self.batch_size,
-            device=self.device,
-            dtype=self.dtype,
+        form = "json" if self.json else self.format
+        check_output(form, self.output)
+        bundle = load(self.model)
+        check_answers(bundle, self.top)
+        runs = engine(bundle, self.engine, self.dtype, device=self.device)
+        how = {"batch_size": self.batch_size, "threads": self.threads}
+        made_by = {"top": self.top, "engine": runs.name, "dtype": runs.dtype}
+        if self.output is not None:
+            made_by["model"] = bundle.digest()
+        failed = write_predictions(
+            lambda items: batches(runs, bundle.labels, items, self.top, **how),
+            inputs(self.images, self.image_column),
+            form,
+            self.output,
+            made_by,
         )
-        failed = write_predictions(answers, "json" if self.json else self.format, self.output)
+        return 2 if failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Turn images into vectors: into a file, to find those alike, to probe what they tell apart."""
+
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    data: Text  # a DATA address, all its splits; or a folder, a "pattern" or a file of images
+    output: Output = None  # a .parquet file, or .npy with a .csv of its rows beside
+    tokens: Literal["pooled", "class", "mean", "patches"] = "pooled"
+    layer: int | None = None  # the block to take them after, 0 the first, else the whole encoder
+    neighbours: int | None = None  # list the K nearest of each image, and near duplicates
+    threshold: float = 0.95  # the cosine from which two images are near duplicates
+    probe: bool = False  # kNN and logistic regression by the data's labels, cross-validated
+    image_column: str | None = None  # of a table, else image, img, path or file
+    label_column: str | None = None  # else label, labels, class or fine_label
+    batch_size: int = 64
+    threads: int = 2  # that decode
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        parse_origin(self.model)
+        check([self.data])
+        keep = self.neighbours is not None or self.probe
+        if self.output is None and not keep:
+            raise ConfigError("say what for: -o FILE, --neighbours K or --probe")
+        if keep and self.tokens == "patches":
+            raise ConfigError("patches are many vectors an image: compare pooled, class or mean")
+        if self.neighbours is not None and self.neighbours < 1:
+            raise ConfigError(f"neighbours is {self.neighbours}; it should be 1 or more")
+        from vitrail.engines.build import torch_engine
+        from vitrail.inference.embed import embedded
+        from vitrail.inference.embedding import collect, insight
+        from vitrail.inference.embedding_files import check_file
+        from vitrail.weights.loading import load
+
+        if self.output is not None:
+            check_file(self.output)
+        items = self._items()
+        engine = torch_engine(load(self.model), self.dtype, self.device)
+        how = {"batch_size": self.batch_size, "threads": self.threads}
+        batches = embedded(engine, items, self.tokens, self.layer, **how)
+        found = insight(
+            collect(batches, self.output, keep), self.neighbours, self.threshold, self.probe
+        )
+        for path, reason in found.collected.bad:
+            print(f"not read: {path}: {reason}", file=sys.stderr)
+        print(_json(found.to_json()) if self.json else found.text())
+        return 2 if found.collected.bad else 0
+
+    def _items(self) -> Any:
+        """Give the images, with labels where the data has them; only --probe has need of any."""
+        from vitrail.data.sets import labelled
+
+        try:
+            items, notes = labelled(self.data, self.image_column, self.label_column)
+        except DataError:
+            if self.probe or self.label_column:
+                raise
+            return inputs([self.data], self.image_column)
+        for note in notes:
+            print(note, file=sys.stderr)
+        return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Show what in an image an answer rests on: attention, rollout, relevance, occlusion."""
+
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    images: tyro.conf.Positional[tuple[str, ...]]  # files, or folders of them
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]  # a folder for the pictures
+    method: Literal["rollout", "attention", "relevance", "occlusion"] = "rollout"
+    target: str | None = None  # a class by name or index, else the likeliest
+    layers: tuple[str, ...] | None = None  # 0 is the first, -1 the last; pool: the pooling's own
+    heads: tuple[int, ...] | None = None  # else all
+    queries: tuple[str, ...] | None = None  # class, patches, register-0 ..., or a patch as ROW,COL
+    measure: bool = False  # how faithful each map is, in 170 forward passes at most
+    fill: Literal["grey", "blur"] = "grey"  # what occlusion hides patches with
+    inside: bool = False  # the model too: filters, positions, token norms, attention distance
+    format: Literal["png", "svg"] = "png"
+    batch_size: int = 32
+    device: Device = "auto"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        if parse_origin(self.model).kind == "preset":
+            print(f"{self.model} has random weights: its maps mean nothing", file=sys.stderr)
+        check(self.images)
+        layers = None if self.layers is None else [_number(layer) for layer in self.layers]
+        queries = None if self.queries is None else [_place(query) for query in self.queries]
+        from vitrail.explaining.folder import explain_into
+        from vitrail.weights.loading import load
+
+        names = ("method", "target", "heads", "measure", "fill", "batch_size", "device")
+        how = {name: getattr(self, name) for name in (*names, "format", "inside")}
+        bundle, folder = load(self.model), Path(self.output).expanduser()
+        rows, failed = [], 0
+        for row in explain_into(
+            folder, bundle, inputs(self.images), layers=layers, queries=queries, **how
+        ):
+            failed += row.error is not None
+            if self.json:
+                rows.append(row.to_json())
+            else:
+                print(row.text().encode("utf-8", "backslashreplace").decode(), flush=True)
+        if self.json:
+            print(_json(rows))
         return 2 if failed else 0
 
 
@@ -355,7 +534,19 @@ class Doctor:
 
 VERBS: dict[str, type] = {
     verb.__name__.lower(): verb
-    for verb in (Train, Data, Eval, Predict, Summary, Presets, Convert, Push, Doctor)
+    for verb in (
+        Train,
+        Data,
+        Eval,
+        Predict,
+        Embed,
+        Explain,
+        Summary,
+        Presets,
+        Convert,
+        Push,
+        Doctor,
+    )
 }
 
 
@@ -405,7 +596,18 @@ def _dispatch(words: list[str]) -> int:
     return read(VERBS[verb], verb, rest).run()
 
 
-def _json(values: Mapping[str, Any]) -> str:
+def _number(layer: str) -> int | str:
+    """Read a layer of --layers: a number, or a name as it is."""
+    return int(layer) if re.fullmatch(r"-?\d{1,6}", layer) else layer
+
+
+def _place(query: str) -> str | tuple[int, int]:
+    """Read a query of --queries: ROW,COL of a patch, or a name as it is."""
+    match = re.fullmatch(r"(-?\d{1,6}),(-?\d{1,6})", query)
+    return query if match is None else (int(match[1]), int(match[2]))
+
+
+def _json(values: Mapping[str, Any] | Sequence[Any]) -> str:
     text = json.dumps(values, indent=2, ensure_ascii=False)
     # A name that is not UTF-8 becomes JSON's own escape, which reads back as the same name.
     return text.encode("utf-8", "backslashreplace").decode()

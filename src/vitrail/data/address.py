@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -171,24 +170,11 @@ def class_folders(inside: Scan) -> list[str]:
     return [folder for folder in inside.folders if not is_hidden(folder)]
 
 
-def expand(paths: Iterable[str]) -> list[str]:
-    """Give each path, and in place of a folder the images below it, by name.
-
-    Raises `DataError` for a folder without any; a file is not looked at.
-    """
-    found = []
-    for path in paths:
-        if not _is_folder(path):
-            found.append(path)
-            continue
-        files = (file for file in Path(path).rglob("*") if is_image(file.name) and file.is_file())
-        inside = [
-            str(file) for file in files if not any(map(is_hidden, file.relative_to(path).parts))
-        ]
-        if not inside:
-            raise DataError(f'folder "{path}" holds no image ({" ".join(SUFFIXES)})')
-        found += sorted(inside)
-    return found
+def is_data(word: str) -> bool:
+    """Say whether a word that is no folder names a data set, rather than one image."""
+    if word.startswith("hf:") or word == "digits" or word.lower().endswith(_PACKED):
+        return word != "digits" or not exists(word)
+    return word.lower().endswith((".tar", ".csv", ".parquet"))
 
 
 def has_images(folder: str) -> bool:
@@ -210,13 +196,6 @@ def _name(path: str) -> str:
     last = path.rstrip("/").rpartition("/")[2]
     stem = re.sub(r"\.(tar|csv|parquet)$", "", last)
     return re.sub(r"[^\w.-]+", "-", stem).strip("-") or "data"
-
-
-def _is_folder(path: str) -> bool:
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):  # a name too long: who reads it says so
-        return False
 
 
 def _beside(path: str) -> list[str]:

@@ -77,6 +77,7 @@ class Loader:
         self.groups = _groups(source, shuffle)
         self.labels = _labels(source)
         self.bad: dict[int, BadFile] = {}
+        self.sides = np.zeros((len(source), 2), np.int32)  # height and width of what was read
         self.shape = (preprocess.channels, *preprocess.size)
         crops = augment.crop_scale is not None  # anew in every epoch
         keep = not crops and len(source) * int(np.prod(self.shape)) <= KEPT_BYTES
@@ -207,6 +208,7 @@ class Loader:
 
     def _fill(self, row: np.ndarray, index: int, draws: np.ndarray | None) -> None:
         image = open_image(self.source.read(index))
+        self.sides[index] = sides(image)
         how = self.augment
         if draws is None or how.crop_scale is None:
             self.preprocess.pixels(image, fast=self.fast, out=row)

@@ -1,13 +1,14 @@
 """Parquet files: rows of an image's bytes (the Hugging Face layout) or path, and a label."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from vitrail.data.address import Address, split_name, split_of
 from vitrail.data.layout import Kept, layout
-from vitrail.data.listing import Found, class_names, numbered, suffix_of
+from vitrail.data.listing import Found, Names, class_names, numbered, suffix_of
 from vitrail.data.storage import join, open_file, parent
 from vitrail.data.tables import (
     IMAGE_COLUMNS,
@@ -55,7 +56,13 @@ class RowGroups:
 class Table:
     """One parquet file: labels at once, images by row group."""
 
-    def __init__(self, path: str, image_column: str | None, label_column: str | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        image_column: str | None,
+        label_column: str | None = None,
+        labelled: bool = True,
+    ) -> None:
         import pyarrow
         from pyarrow.parquet import ParquetFile
 
@@ -68,7 +75,9 @@ class Table:
         except pyarrow.ArrowException as error:
             raise DataError(f'"{path}" is no parquet file, or a damaged one: {error}') from error
         self.image = pick(schema.names, image_column, IMAGE_COLUMNS, "image", path)
-        self.label = pick(schema.names, label_column, LABEL_COLUMNS, "label", path)
+        self.label = ""
+        if labelled:
+            self.label = pick(schema.names, label_column, LABEL_COLUMNS, "label", path)
         count = self.metadata.num_row_groups
         self.groups = [self.metadata.row_group(g).num_rows for g in range(count)]
         self.split = split_column(schema.names)
@@ -104,12 +113,7 @@ class Table:
 
 def open_parquet(address: Address, image_column: str | None, label_column: str | None) -> Found:
     """Open parquet files; those whose names begin with train, val or test are splits."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            f'"{join(address.path, address.files[0])}" needs pyarrow: pip install vitrail[datasets]'
-        ) from error
+    _check_pyarrow(join(address.path, address.files[0]))
     by_split: dict[str, list[str]] = {}
     for file in address.files:
         by_split.setdefault(split_of(file) if len(address.files) > 1 else "", []).append(file)
@@ -125,6 +129,24 @@ def open_parquet(address: Address, image_column: str | None, label_column: str |
                 )
             parts[name or split] = images
     return Found(parts)
+
+
+def unlabelled_rows(path: str, image_column: str | None) -> tuple[Names, Callable[[int], bytes]]:
+    """Give the names of the rows of a parquet file, and what reads the image of one."""
+    _check_pyarrow(path)
+    table = Table(path, image_column, labelled=False)
+    reader, stem = RowGroups([table]), path.rpartition("/")[2]
+    if table.has_paths:
+        return Names(map(str, table.column(table.image).to_pylist())), reader.read
+    suffix = _suffix(reader, 0) if table.groups else ""
+    return Names(f"{stem}/{row}{suffix}" for row in range(sum(table.groups))), reader.read
+
+
+def _check_pyarrow(path: str) -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise DataError(f'"{path}" needs pyarrow: pip install vitrail[datasets]') from error
 
 
 def _open(tables: list[Table], known: tuple[str, ...]) -> Found:

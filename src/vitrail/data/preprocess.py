@@ -79,16 +79,15 @@ class Preprocess:
         height, width = sides(image)
         check_size(width, height)
         tall, wide = self._fitted(height, width)
+        top, left = self._place(tall, wide)
         whole = Crop(0, 0, height, width, flip=False)
         pixels = self._resized(image, whole, tall, wide, fast)
         out = self._row() if out is None else out
         inner = out
         if self.resize == "pad":
             out[:] = np.rint(255 * np.array(self.mean)).astype(np.uint8)[:, None, None]
-            top, left = (self.size[0] - tall) // 2, (self.size[1] - wide) // 2
-            inner = out[:, top : top + tall, left : left + wide]
-        else:  # torchvision's centre
-            top, left = round((tall - self.size[0]) / 2), round((wide - self.size[1]) / 2)
+            inner = out[:, -top : tall - top, -left : wide - left]
+        else:
             pixels = pixels[top : top + self.size[0], left : left + self.size[1]]
         self._write(pixels, inner)
         return out
@@ -109,6 +108,17 @@ class Preprocess:
             row = torch.from_numpy(out)
             row.copy_(row.flip(2))
         return out
+
+    def seen(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Give the box of an image of this size that the model sees, in the image's pixels.
+
+        Top, left, bottom, right; outside of the image where `pad` fills up.
+        """
+        tall, wide = self._fitted(height, width)
+        top, left = self._place(tall, wide)
+        down, across = height / tall, width / wide
+        bottom, right = top + self.size[0], left + self.size[1]
+        return top * down, left * across, bottom * down, right * across
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn a uint8 batch, B C H W, into the model's floating-point input on its device."""
@@ -146,6 +156,13 @@ class Preprocess:
             return tall, wide
         # The longer side is cut to whole pixels, as by torchvision, timm and Hugging Face.
         return max(tall, height * wide // width), max(wide, width * tall // height)
+
+    def _place(self, tall: int, wide: int) -> tuple[int, int]:
+        """Give top and left of the model's input in the resized image; below 0 where padded."""
+        if self.resize == "pad":
+            return -((self.size[0] - tall) // 2), -((self.size[1] - wide) // 2)
+        # torchvision's centre
+        return round((tall - self.size[0]) / 2), round((wide - self.size[1]) / 2)
 
     def _resized(
         self, image: Jpeg | np.ndarray, crop: Crop, tall: int, wide: int, fast: bool

@@ -114,6 +114,23 @@ def open_data(
     return splits._replace(names=("train", *names))
 
 
+def whole(
+    data: str, *, image_column: str | None = None, label_column: str | None = None
+) -> tuple[dict[str, Source], tuple[str, ...]]:
+    """Give all images of a DATA address in its own order, by split ("": it has none); and notes.
+
+    Nothing is held out, and no class is checked: this is for looking at data, not for training.
+    """
+    address = parse(data)
+    if address.kind == "digits":
+        return {"": digits.Digits(np.arange(len(digits.load()[1])))}, ()
+    try:
+        found = _found(address, image_column, label_column)
+    except OSError as error:
+        raise DataError(f'"{data}" cannot be read: {error}') from error
+    return {split_name(name): images for name, images in found.parts.items()}, found.notes
+
+
 def largest_side(
     data: str, image_column: str | None = None, label_column: str | None = None
 ) -> int:

@@ -1,7 +1,7 @@
 """How good the answers are: accuracy with its interval, calibration, classes, confusion."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +10,22 @@ from torch import Tensor
 
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.sources import BadFile, Source
+from vitrail.data.sources import BadFile, Source, path_of
+from vitrail.engines.torch_engine import pick_device
 from vitrail.errors import ConfigError, DataError, NonFiniteError
-from vitrail.inference.runner import logits, pick_device
+from vitrail.inference.calibration import best_temperature, calibration_error
+from vitrail.inference.details import Details, examine
+from vitrail.inference.measures import (
+    brier,
+    confusion_matrix,
+    negative_log_likelihood,
+    rank_of_label,
+    softmax,
+    wilson,
+)
+from vitrail.inference.runner import logits
 from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
-
-_BINS = 15  # of the reliability diagram (Guo et al. 2017, section 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +56,36 @@ class Evaluation:
     per_class: tuple[ClassResult, ...]
     confusion: tuple[tuple[int, ...], ...]  # rows true, columns answered
     bad: tuple[BadFile, ...] = ()  # the failed ones
+    details: Details | None = None  # what the answers to single images say; none in training
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain values, in the form of `vitrail eval --json`."""
-        return {name: value for name, value in asdict(self).items() if name != "bad"}
+        """Give plain values, in the form of `vitrail eval --json`: the details come last."""
+        plain = asdict(replace(self, bad=(), details=None))
+        del plain["bad"], plain["details"]
+        return plain | (self.details.to_json() if self.details else {})
+
+
+class Scored(NamedTuple):
+    """The answers to the images of a source that could be read, a row each, in its order."""
+
+    scores: np.ndarray  # logits, N classes of `names`
+    labels: np.ndarray  # N, places in `names`
+    names: tuple[str, ...]
+    places: np.ndarray  # N, in the source
+    paths: tuple[str, ...]
+    sides: np.ndarray  # N 2: height and width of each image
+    bad: tuple[BadFile, ...]
+
+    def evaluation(self) -> Evaluation:
+        """Measure the answers, with all details."""
+        found = measure(self.scores, self.labels, self.names, self.bad)
+        details = examine(self.scores, self.labels, self.sides, self.paths, self.names)
+        return replace(found, details=details)
+
+    def right(self) -> dict[int, bool]:
+        """Say of each image, by its place in the source, whether it was told."""
+        hits = self.scores.argmax(axis=1) == self.labels
+        return dict(zip(self.places.tolist(), hits.tolist(), strict=True))
 
 
 def evaluate(
@@ -67,6 +102,39 @@ def evaluate(
     Labels go by class name: raises `DataError` where the source has a class that the bundle
     cannot answer.
     """
+    how = {"batch_size": batch_size, "device": device, "dtype": dtype, "threads": threads}
+    return score(bundle, source, **how).evaluation()
+
+
+def score(
+    bundle: Bundle,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    dtype: str = "float32",
+    threads: int = 2,
+) -> Scored:
+    """Answer for every image of `source`; raises as `evaluate` does."""
+    loader = evaluation_loader(bundle, source, batch_size, threads)
+    bundle.model.to(pick_device(device))
+    found = answers(bundle.model, bundle.preprocess, loader, dtype)
+    if not len(found.labels):
+        raise DataError(_unreadable(source))
+    places = np.array([i for i in range(len(source)) if i not in found.bad])
+    return Scored(
+        found.scores.numpy(),
+        _places(source, bundle.labels)[found.labels].numpy(),
+        bundle.labels,
+        places,
+        tuple(path_of(source, i) for i in places.tolist()),
+        loader.sides[places],
+        tuple(found.bad.values()),
+    )
+
+
+def evaluation_loader(bundle: Bundle, source: Source, batch_size: int, threads: int) -> Loader:
+    """Give a loader of labelled images, all of whose classes the bundle knows."""
     loader = Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
     if not bundle.labels:
         raise ConfigError("this model has no classes to answer with: it gives features (classes 0)")
@@ -76,15 +144,7 @@ def evaluate(
             f"the images have classes that this model does not know: {', '.join(unknown[:5])}; "
             f"it knows {', '.join(bundle.labels[:5])}{' ...' * (len(bundle.labels) > 5)}"
         )
-    bundle.model.to(pick_device(device))
-    return evaluate_loader(bundle.model, bundle.preprocess, loader, bundle.labels, dtype)
-
-
-def evaluate_loader(
-    model: ViT, preprocess: Preprocess, loader: Loader, names: tuple[str, ...], dtype: str
-) -> Evaluation:
-    """Measure a model on every sample of a loader; its classes are found among `names`."""
-    return measured([answers(model, preprocess, loader, dtype)], loader.source, names)
+    return loader
 
 
 class Answers(NamedTuple):
@@ -107,11 +167,11 @@ def measured(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -
     """Measure answers that together are those to all of a source, in its order."""
     labels = torch.cat([part.labels for part in parts])
     if not len(labels):
-        raise DataError(f"none of the {len(source)} held-out images can be read")
-    place = torch.tensor([names.index(name) for name in source.classes])
+        raise DataError(_unreadable(source))
     scores = torch.cat([part.scores for part in parts])
     bad = {index: file for part in parts for index, file in part.bad.items()}
-    return measure(scores.numpy(), place[labels].numpy(), names, bad=tuple(bad.values()))
+    own = _places(source, names)[labels]
+    return measure(scores.numpy(), own.numpy(), names, bad=tuple(bad.values()))
 
 
 def measure(
@@ -124,10 +184,7 @@ def measure(
     probabilities = softmax(scores)
     answers = scores.argmax(axis=1)
     right = answers == labels
-    rank = (scores > np.take_along_axis(scores, labels[:, None], axis=1)).sum(axis=1)
-    confusion = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(confusion, (labels, answers), 1)
-    one_hot = np.eye(len(names))[labels]
+    confusion = confusion_matrix(labels, answers, len(names))
     nll = negative_log_likelihood(scores, labels)
     return Evaluation(
         images=len(labels),
@@ -136,9 +193,9 @@ def measure(
         loss=nll,
         top1=float(right.mean()),
         top1_interval=wilson(int(right.sum()), len(right)),
-        top5=float((rank < 5).mean()),
+        top5=float((rank_of_label(scores, labels) < 5).mean()),
         nll=nll,
-        brier=float(((probabilities - one_hot) ** 2).sum(axis=1).mean()),
+        brier=brier(probabilities, labels),
         ece=calibration_error(probabilities.max(axis=1), right),
         temperature=best_temperature(scores, labels),
         per_class=_per_class(confusion, names),
@@ -146,44 +203,13 @@ def measure(
     )
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Give probabilities, N classes, of logits."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+def _places(source: Source, names: tuple[str, ...]) -> Tensor:
+    """Give where each class of a source stands among `names`."""
+    return torch.tensor([names.index(name) for name in source.classes])
 
 
-def negative_log_likelihood(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Give the mean cross-entropy, in nats."""
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    of_label = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - of_label).mean())
-
-
-def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Give the 95 % interval of a share (Wilson 1927): it holds near 0 and 1 too."""
-    share, slack = right / count, z * z / count
-    centre = (share + slack / 2) / (1 + slack)
-    half = z * np.sqrt(share * (1 - share) / count + slack / (4 * count)) / (1 + slack)
-    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
-
-
-def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Give the mean gap between confidence and accuracy over equal bins (Guo et al. 2017)."""
-    bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
-    gaps = [abs(confidence[bins == b].sum() - right[bins == b].sum()) for b in range(_BINS)]
-    return float(sum(gaps) / len(right))
-
-
-def best_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Give the divisor of the logits, 0.05 to 20, with the least cross-entropy on these images."""
-    from scipy.optimize import minimize_scalar
-
-    found = minimize_scalar(
-        lambda log_t: negative_log_likelihood(scores / np.exp(log_t), labels),
-        bounds=(np.log(0.05), np.log(20.0)),
-        method="bounded",
-    )
-    return float(np.exp(found.x))
+def _unreadable(source: Source) -> str:
+    return f"none of the {len(source)} held-out images can be read"
 
 
 def _per_class(confusion: np.ndarray, names: tuple[str, ...]) -> tuple[ClassResult, ...]:

@@ -1,60 +1,9 @@
-"""Answers as text: tables for people, CSV and JSON lines for programs."""
+"""What a training run says at its end, as text for people."""
 
-import csv
-import io
-import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from vitrail.data.listing import one_line
-from vitrail.inference.evaluate import Evaluation
-from vitrail.inference.predict import Prediction
-from vitrail.model.page import aligned
-from vitrail.weights.disk import write_bytes
-
-
-def write_predictions(answers: Iterable[Prediction], how: str, output: str | None) -> int:
-    """Write answers as `table`, `csv`, `jsonl` or `json`, to a file or standard output.
-
-    Gives the number of images that could not be answered for.
-    """
-    failed = 0
-
-    def counted() -> Iterator[Prediction]:
-        nonlocal failed
-        for answer in answers:
-            failed += answer.error is not None
-            yield answer
-
-    lines = {"table": _table, "csv": _csv, "jsonl": _jsonl, "json": _one_json}[how](counted())
-    # A name that is not UTF-8 is shown by its escapes, which in JSON read back as the same name.
-    lines = (line.encode("utf-8", "backslashreplace").decode() for line in lines)
-    if output is None:
-        for line in lines:
-            print(line, flush=True)
-    else:
-        write_bytes(Path(output), "".join(f"{line}\n" for line in lines).encode())
-    return failed
-
-
-def evaluation_text(found: Evaluation) -> str:
-    """Give an evaluation as a page of text."""
-    low, high = found.top1_interval
-    lines = [
-        f"top-1        {found.top1:7.2%}   95 % interval {low:.2%} to {high:.2%}",
-        f"top-5        {found.top5:7.2%}",
-        f"images       {found.images:7,}   {round(found.images * (1 - found.top1))} wrong"
-        + (f", {found.failed} could not be read" if found.failed else ""),
-        f"nll          {found.nll:7.4f}   Brier {found.brier:.4f}",
-        f"calibration  {found.ece:7.4f}   expected error; best temperature {found.temperature:.2f}",
-        "",
-        *_class_lines(found),
-    ]
-    if pairs := _confused(found):
-        lines += ["", "taken for another:", *pairs]
-    return "\n".join(lines)
 
 
 def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
@@ -112,59 +61,3 @@ def trial_text(found: Mapping[str, Any]) -> str:
             f"about {minutes:,.1f} minutes",
         ]
     )
-
-
-def _table(answers: Iterable[Prediction]) -> Iterator[str]:
-    rows = list(answers)
-    width = max((len(one_line(row.path)) for row in rows), default=0)
-    for row in rows:
-        best = "  ".join(f"{a.label} {a.probability:.1%}" for a in row.top)
-        found = best if row.error is None else f"error: {row.error}"
-        yield f"{one_line(row.path):<{width}}  {one_line(found)}"
-
-
-def _csv(answers: Iterable[Prediction]) -> Iterator[str]:
-    yield "path,label,probability,labels,probabilities,error"
-    for row in answers:
-        line = io.StringIO()
-        first = row.top[0] if row.top else None
-        csv.writer(line, lineterminator="\r\n").writerow(  # fields with either are quoted
-            [
-                row.path,
-                first.label if first else "",
-                first.probability if first else "",
-                ";".join(answer.label for answer in row.top),
-                ";".join(str(answer.probability) for answer in row.top),
-                row.error or "",
-            ]
-        )
-        yield line.getvalue().removesuffix("\r\n")
-
-
-def _jsonl(answers: Iterable[Prediction]) -> Iterator[str]:
-    for row in answers:
-        yield json.dumps(row.to_json(), ensure_ascii=False)
-
-
-def _one_json(answers: Iterable[Prediction]) -> Iterator[str]:
-    yield json.dumps([row.to_json() for row in answers], indent=2, ensure_ascii=False)
-
-
-def _class_lines(found: Evaluation) -> list[str]:
-    rows: list[tuple[str, ...]] = [("class", "images", "precision", "recall", "f1")]
-    for c in found.per_class:
-        rates = (f"{rate:.1%}" for rate in (c.precision, c.recall, c.f1))
-        rows.append((c.label, f"{c.count:,}", *rates))
-    return aligned(rows)
-
-
-def _confused(found: Evaluation, most: int = 10) -> list[str]:
-    names = [c.label for c in found.per_class]
-    pairs = [
-        (count, names[true], names[answer])
-        for true, row in enumerate(found.confusion)
-        for answer, count in enumerate(row)
-        if true != answer and count
-    ]
-    pairs.sort(key=lambda pair: -pair[0])
-    return [f"  {count:4}  {true} for {answer}" for count, true, answer in pairs[:most]]

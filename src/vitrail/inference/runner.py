@@ -1,38 +1,33 @@
-"""A model over batches of images: device, precision, and logits out."""
+"""An engine over batches of images: labelled ones of a loader, or a stream without an end."""
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vitrail.data.inputs import Item
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.stream import decoded
+from vitrail.engines.torch_engine import TorchEngine, pick_device, precision
 from vitrail.errors import ConfigError
 from vitrail.model.vit import ViT
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as <malloc.h> names them
 
+__all__ = ["Outputs", "logits", "outputs", "pick_device", "precision", "undisturbed"]
 
-def pick_device(name: str = "auto") -> torch.device:
-    """Give the device called `name`; `auto` is CUDA, else MPS, else the CPU.
 
-    Raises `ConfigError` for a device that this machine does not have.
-    """
-    here = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return torch.device(next(device for device, there in here.items() if there))
-    if not here.get(name, False):
-        found = ", ".join(device for device, there in here.items() if there)
-        raise ConfigError(
-            f'there is no device "{name}" here, but {found}; `vitrail doctor` says more'
-        )
-    return torch.device(name)
+class Outputs(NamedTuple):
+    """What was computed for consecutive images of a stream: a row for each that has no error."""
+
+    items: list[Item]
+    errors: list[str | None]
+    values: Tensor  # on the CPU
 
 
 @contextmanager
@@ -66,14 +61,6 @@ def memory_kept() -> Iterator[None]:
             library.malloc_trim(0)
 
 
-def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
-    """Give the context in which the arithmetic runs in `dtype`: float32, bfloat16 or float16."""
-    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in ("float32", *half):
-        raise ConfigError(f'dtype is "{dtype}"; it should be float32, bfloat16 or float16')
-    return torch.autocast(device.type, dtype=half[dtype]) if dtype in half else nullcontext()
-
-
 def logits(
     model: ViT, preprocess: Preprocess, loader: Loader, dtype: str = "float32"
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -81,15 +68,43 @@ def logits(
 
     Both are on the CPU; a file that cannot be read is not among them but in `loader.bad`.
     """
-    device = next(model.parameters()).device
     was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for batch in loader.once():
-            if not len(batch.labels):
-                continue
-            images = preprocess.normalize(batch.images.to(device, non_blocking=True))
-            with precision(device, dtype):
-                out = model(images)
-            yield out.float().cpu(), batch.labels
+    engine = TorchEngine(model, preprocess, dtype)
+    for batch in loader.once():
+        if len(batch.labels):
+            yield engine.run(batch.images).cpu(), batch.labels
     model.train(was_training)
+
+
+def outputs(
+    compute: Callable[[Tensor], Tensor],
+    items: Iterable[Item],
+    preprocess: Preprocess,
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+    threads: int = 2,
+) -> Iterator[Outputs]:
+    """Give what `compute` makes of the uint8 pixels of every image, batch by batch, in order.
+
+    Decoding goes on in threads while `compute` runs, three batches ahead at most, so that `items`
+    may be longer than memory. A GPU is given its next batch before the last one is fetched.
+    """
+    for name, value in (("batch_size", batch_size), ("threads", threads)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it should be 1 or more")
+    on_gpu = device.type == "cuda"
+    ahead = decoded(items, preprocess, batch_size, threads=threads, pinned=on_gpu)
+    running: deque[Outputs] = deque()
+    for batch in ahead:
+        values = compute(batch.images) if len(batch.images) else torch.empty(0)
+        running.append(Outputs(batch.items, batch.errors, values))
+        del batch, values  # or the memory of a batch would be held while the next is in the making
+        if len(running) > on_gpu:
+            yield _fetched(running.popleft())
+    while running:
+        yield _fetched(running.popleft())
+
+
+def _fetched(found: Outputs) -> Outputs:
+    return found._replace(values=found.values.cpu())

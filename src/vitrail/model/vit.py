@@ -220,10 +220,15 @@ class AttentionPooling(nn.Module):
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the one q, B K 1 d, and k and v of the tokens, B K N d, as attention meets them."""
         latent = self.latent.expand(len(x), -1, -1)
         q = rearrange(self.q(latent), "b n (k d) -> b k n d", k=self.heads)
         k, v = rearrange(self.kv(x), "b n (kv k d) -> kv b k n d", kv=2, k=self.heads)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
         x = self.proj(rearrange(attend(q, k, v), "b k n d -> b n (k d)"))
         x = x + self.mlp(self.norm(x))
         return rearrange(x, "b 1 d -> b d")
@@ -308,12 +313,15 @@ class ViT(nn.Module):
         for layer in layers:
             if not -depth <= layer < depth:
                 raise ConfigError(f"there is no layer {layer}: the blocks are 0 to {depth - 1}")
+        # No block runs beyond the last one asked for, and no other block's tokens are kept.
+        wanted = [layer % depth for layer in layers]
         x, rotation, grid = self.embed(images)
-        after = []
-        for block in self.blocks:
+        after = {}
+        for i, block in zip(range(max(wanted, default=-1) + 1), self.blocks, strict=False):
             x = block(x, rotation=rotation)
-            after.append(x)
-        return [self._tokens(after[layer], grid) for layer in layers]
+            if i in wanted:
+                after[i] = self._tokens(x, grid)
+        return [after[i] for i in wanted]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """Give what enters the first block: tokens B P+N D, rotations for rope, and the grid."""

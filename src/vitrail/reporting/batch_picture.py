@@ -9,7 +9,7 @@ import numpy as np
 
 from vitrail.data.listing import one_line
 from vitrail.errors import ConfigError
-from vitrail.reporting.fonts import fonts_for
+from vitrail.explaining.fonts import fonts_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,5 +1,7 @@
 """The bundle: a model with its preprocessing, its class names and where it comes from."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,15 @@ class Bundle:
                 f"the preprocessing gives {self.preprocess.channels} channels, the model reads "
                 f"{channels}"
             )
+
+    def digest(self) -> str:
+        """Give a digest of all that decides an answer: weights, arithmetic, images, labels."""
+        about = [self.model.config.to_json(), self.preprocess.to_json(), list(self.labels)]
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def save(bundle: Bundle, folder: str | Path) -> Path:

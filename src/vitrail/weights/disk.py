@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vitrail.errors import OutputError
 
@@ -32,16 +32,23 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_pieces(path: Path, pieces: Iterable[Piece], size: int) -> None:
     """Write a file of `size` bytes whole or not at all: beside, down to the disk, then renamed."""
+    with new_file(path, size) as file:
+        file.writelines(pieces)
+
+
+@contextmanager
+def new_file(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
+    """Fill a file beside `path`, which takes its place when all is written, or never."""
     path = Path(os.path.realpath(path))  # a link stays one
     with written(path, size):
         if path.exists() and not path.is_file():  # /dev/null, a pipe: renaming would replace it
             with path.open("wb") as file:
-                file.writelines(pieces)
+                yield file
             return
         beside = _hidden(path, ".part")
         try:
             with beside.open("wb") as file:
-                file.writelines(pieces)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)

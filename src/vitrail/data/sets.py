@@ -1,0 +1,83 @@
+"""The images of a data set in its own order, with their labels and splits or without."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+
+from vitrail.data.address import Address, is_hidden, is_image
+from vitrail.data.inputs import Item, opened
+from vitrail.data.sources import path_of, whole
+from vitrail.data.storage import join, parent, read, read_range
+from vitrail.errors import DataError
+
+
+def unlabelled(address: Address, word: str, image_column: str | None) -> Iterator[Item]:
+    """Give the images of a data set; a tar or a table needs no label for this.
+
+    Raises `DataError` where there is none.
+    """
+    if image_column and address.kind not in ("table", "list"):
+        raise DataError(f'"{word}" is no table, so that no column of it can be named')
+    if address.kind in ("tar", "shards"):
+        files = address.files if address.kind == "shards" else ()
+        found = _members([join(address.path, file) for file in files] or [address.path])
+    elif address.kind in ("table", "list"):
+        found = _rows(address, image_column)
+    else:
+        found = _labelled(word)
+    if (first := next(found, None)) is None:
+        raise DataError(f'"{word}" holds no images')
+    for name, read_bytes in chain([first], found):
+        yield Item(name, partial(opened, read_bytes))
+
+
+def labelled(
+    data: str, image_column: str | None = None, label_column: str | None = None
+) -> tuple[Iterator[Item], tuple[str, ...]]:
+    """Give the images of all splits of a DATA address with their labels; and notes for the user.
+
+    Raises `DataError` where there are no labels.
+    """
+    parts, notes = whole(data, image_column=image_column, label_column=label_column)
+
+    def items() -> Iterator[Item]:
+        for split, source in parts.items():
+            for i in range(len(source)):
+                read_bytes = partial(opened, source.read, i)
+                label = source.classes[source.label(i)]
+                yield Item(path_of(source, i), read_bytes, label=label, split=split or None)
+
+    return items(), notes
+
+
+def _members(tars: list[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    from vitrail.data.archives import tar_index
+
+    for tar in tars:
+        index = tar_index(tar)
+        for row in range(len(index.names)):
+            name = index.names[row]
+            if is_image(name) and not any(map(is_hidden, name.split("/"))):
+                start, length = int(index.starts[row]), int(index.lengths[row])
+                yield f"{tar}/{name}", partial(read_range, tar, start, length)
+
+
+def _rows(address: Address, image_column: str | None) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    from vitrail.data.tables import IMAGE_COLUMNS, pick, read_csv, read_path
+
+    for file in (join(address.path, name) for name in address.files):
+        if file.endswith(".parquet"):
+            from vitrail.data.parquet import unlabelled_rows
+
+            names, read_row = unlabelled_rows(file, image_column)
+            yield from ((names[row], partial(read_row, row)) for row in range(len(names)))
+            continue
+        table = read_csv(read(file), file)
+        paths = table[pick(table, image_column, IMAGE_COLUMNS, "image", file)]
+        yield from ((path, partial(read_path, parent(file), path)) for path in paths)
+
+
+def _labelled(word: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Give what is read only with its labels: digits, idx files, sets of the hub."""
+    for source in whole(word)[0].values():
+        yield from ((path_of(source, i), partial(source.read, i)) for i in range(len(source)))

@@ -1,0 +1,66 @@
+"""torch as an engine: the model itself, layer by layer."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import ConfigError
+from vitrail.model.vit import ViT
+
+
+class TorchEngine:
+    """A model where its weights are; `dtype` is the precision of its arithmetic."""
+
+    name = "torch"
+
+    def __init__(self, model: ViT, preprocess: Preprocess, dtype: str = "float32") -> None:
+        self.model, self.preprocess, self.dtype = model.eval(), preprocess, dtype
+        self.device = next(model.parameters()).device
+        precision(self.device, dtype)  # refuses a wrong one now
+
+    def run(self, images: Tensor) -> Tensor:
+        """Give the logits, B classes, of images, B C H W, in float32 on the engine's device.
+
+        uint8 images are pixels as `Preprocess.pixels` gives them; others are normalised already.
+        """
+        return self.apply(self.model, images)
+
+    def apply(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Give what `compute` makes of the model's input, B C H W, as `run` would run it."""
+        images = images.to(self.device, non_blocking=True)
+        with torch.inference_mode():
+            if images.dtype == torch.uint8:
+                images = self.preprocess.normalize(images)
+            with precision(self.device, self.dtype):
+                return compute(images).float()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Give the device called `name`; `auto` is CUDA, else MPS, else the CPU.
+
+    Raises `ConfigError` for a device that this machine does not have.
+    """
+    here = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(device for device, there in here.items() if there))
+    if not here.get(name, False):
+        found = ", ".join(device for device, there in here.items() if there)
+        raise ConfigError(
+            f'there is no device "{name}" here, but {found}; `vitrail doctor` says more'
+        )
+    return torch.device(name)
+
+
+def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """Give the context in which the arithmetic runs in `dtype`: float32, bfloat16 or float16."""
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in ("float32", *half):
+        raise ConfigError(f'dtype is "{dtype}"; it should be float32, bfloat16 or float16')
+    return torch.autocast(device.type, dtype=half[dtype]) if dtype in half else nullcontext()

@@ -1,0 +1,105 @@
+"""Features of images: pooled, or the tokens of any layer."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from torch import Tensor
+
+from vitrail.data.inputs import Item
+from vitrail.engines.build import torch_engine
+from vitrail.engines.torch_engine import TorchEngine
+from vitrail.errors import ConfigError, DataError, nearest
+from vitrail.inference.images import ImageLike, items_of, listed
+from vitrail.inference.runner import outputs
+from vitrail.model.vit import Tokens, ViT
+from vitrail.weights.bundle import Bundle
+
+Kind = Literal["pooled", "class", "mean", "patches"]
+
+
+class Embedded(NamedTuple):
+    """A batch of embeddings: those that could be read, in order, and what could not, with why."""
+
+    items: list[Item]
+    vectors: np.ndarray  # float32 B D; of `patches` B N D
+    bad: list[tuple[Item, str]]
+
+
+def embed(
+    bundle: Bundle,
+    images: ImageLike | Iterable[ImageLike],
+    *,
+    tokens: Kind = "pooled",
+    layer: int | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    dtype: str = "float32",
+    threads: int = 2,
+) -> np.ndarray:
+    """Give the embeddings of one image or many, N D, in their order.
+
+    `pooled` is what the head reads, `class` the class token, `mean` the patches' mean, `patches`
+    every patch token, N P D; all after the final norm. `layer` is the block that they are taken
+    after, 0 the first, -1 the last, None the whole encoder. Raises `DataError` for an image that
+    cannot be read, and `ConfigError` for tokens or a layer that the model does not have.
+    """
+    runs = torch_engine(bundle, dtype, device)
+    found = embedded(
+        runs, items_of(listed(images)), tokens, layer, batch_size=batch_size, threads=threads
+    )
+    parts = []
+    for part in found:
+        for item, reason in part.bad:
+            raise DataError(f"{item.name} cannot be embedded: {reason}")
+        parts.append(part.vectors)
+    return np.concatenate(parts) if parts else np.empty((0, bundle.model.config.width), np.float32)
+
+
+def embedded(
+    engine: TorchEngine,
+    items: Iterable[Item],
+    tokens: Kind = "pooled",
+    layer: int | None = None,
+    *,
+    batch_size: int = 64,
+    threads: int = 2,
+) -> Iterator[Embedded]:
+    """Give the embeddings of a stream of images, batch by batch."""
+    take = _taker(engine.model, tokens, layer)
+
+    def compute(images: Tensor) -> Tensor:
+        return engine.apply(take, images)
+
+    how = {"batch_size": batch_size, "threads": threads}
+    for found in outputs(compute, items, engine.preprocess, engine.device, **how):
+        pairs = list(zip(found.items, found.errors, strict=True))
+        good = [item for item, error in pairs if error is None]
+        bad = [(item, error) for item, error in pairs if error is not None]
+        yield Embedded(good, found.values.numpy(), bad)
+
+
+def _taker(model: ViT, tokens: str, layer: int | None) -> Callable[[Tensor], Tensor]:
+    """Give the function from the model's input to what is asked for; refuses what there is not."""
+    config = model.config
+    if tokens not in get_args(Kind):
+        raise ConfigError(
+            f'there are no tokens "{tokens}", but {", ".join(get_args(Kind))}.'
+            f"{nearest(tokens, get_args(Kind))}"
+        )
+    if tokens == "class" and not config.class_token:
+        raise ConfigError("this model has no class token: take pooled, mean or patches")
+    if layer is not None and not -config.depth <= layer < config.depth:
+        raise ConfigError(f"there is no layer {layer}: the blocks are 0 to {config.depth - 1}")
+    of_tokens: dict[str, Callable[[Tokens], Tensor]] = {
+        "pooled": model.pool,
+        "class": lambda found: found.prefix[:, 0],
+        "mean": lambda found: found.patches.mean(dim=1),
+        "patches": lambda found: found.patches,
+    }
+
+    def take(images: Tensor) -> Tensor:
+        found = model.tokens(images) if layer is None else model.tokens(images, [layer])[0]
+        return of_tokens[tokens](found)
+
+    return take

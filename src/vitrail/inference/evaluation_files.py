@@ -1,0 +1,88 @@
+"""An evaluation as files: the figures, and one row for each image."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrail.errors import ConfigError, OutputError
+from vitrail.inference.evaluate import Scored
+from vitrail.inference.measures import softmax
+from vitrail.weights.disk import new_file, write_json, written
+
+_TOP = 5
+_FILES = {"evaluation.json", "predictions.jsonl"}
+_COLUMNS = ("path", "label", "answer", "probability", "right", "error")
+
+
+def check_predictions(file: str) -> None:
+    """Raise `ConfigError` for a file of predictions in a form that there is not."""
+    if Path(file).suffix not in (".jsonl", ".csv"):
+        raise ConfigError(f'--predictions "{file}" should end in .jsonl or .csv')
+
+
+def check_folder(folder: str) -> None:
+    """Raise `OutputError` for a folder that holds anything but an evaluation."""
+    path = Path(folder).expanduser()
+    if path.exists() and not path.is_dir():
+        raise OutputError(f'"{folder}" is a file; an evaluation needs a folder')
+    others = sorted(p.name for p in path.iterdir() if p.name not in _FILES) if path.exists() else []
+    if others:
+        raise OutputError(
+            f'"{folder}" holds other files and no evaluation ({", ".join(others[:3])}); give a new '
+            "or empty folder"
+        )
+
+
+def write_evaluation(found: Mapping[str, Any], scored: Scored, folder: str) -> None:
+    """Write `evaluation.json` and `predictions.jsonl`, each whole or not at all."""
+    path = Path(folder).expanduser()
+    with written(path):
+        path.mkdir(parents=True, exist_ok=True)
+    write_predictions(scored, str(path / "predictions.jsonl"))
+    write_json(path / "evaluation.json", found)
+
+
+def write_predictions(scored: Scored, file: str) -> None:
+    """Write one row for each image, bad ones last: JSON lines or csv, as the suffix says."""
+    with new_file(Path(file).expanduser()) as target:
+        for text in (_csv if file.endswith(".csv") else _jsonl)(scored):
+            target.write(text.encode("utf-8", "backslashreplace"))
+
+
+def _jsonl(scored: Scored) -> Iterator[str]:
+    for path, label, probabilities in _rows(scored):
+        best = sorted(range(len(probabilities)), key=lambda i: -probabilities[i])[:_TOP]
+        top = [
+            {"label": scored.names[i], "index": i, "probability": probabilities[i]} for i in best
+        ]
+        row = {"path": path, "label": label, "error": None, "top": top}
+        yield json.dumps(row | {"probabilities": probabilities}, ensure_ascii=False) + "\n"
+    for file in scored.bad:
+        row = {"path": file.path, "label": None, "error": file.reason, "top": []}
+        yield json.dumps(row | {"probabilities": []}, ensure_ascii=False) + "\n"
+
+
+def _csv(scored: Scored) -> Iterator[str]:
+    yield ",".join(_COLUMNS) + "\n"
+    for path, label, probabilities in _rows(scored):
+        best = max(range(len(probabilities)), key=lambda i: probabilities[i])
+        answer = scored.names[best]
+        yield _line(path, label, answer, probabilities[best], int(answer == label), "")
+    for file in scored.bad:
+        yield _line(file.path, "", "", "", "", file.reason)
+
+
+def _rows(scored: Scored) -> Iterator[tuple[str, str, list[float]]]:
+    """Give path, label and probabilities, a row at a time."""
+    for i, path in enumerate(scored.paths):
+        found = softmax(scored.scores[i : i + 1].astype("float64"))[0]
+        yield path, scored.names[scored.labels[i]], [float(f"{p:.7g}") for p in found.tolist()]
+
+
+def _line(*fields: object) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(fields)  # fields with either are quoted
+    return line.getvalue().removesuffix("\r\n") + "\n"

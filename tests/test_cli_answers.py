@@ -1,0 +1,183 @@
+"""`predict`, `embed` and `eval` as a person types them, on a run that has ended."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runs import write_photos
+from vitrail.cli import main
+
+TINY = ["--model.width", "16", "--model.heads", "2", "--model.depth", "1", "--batch-size", "4"]
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Say = Callable[..., Said]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has ended, beside its photos; tests change nothing in it."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_photos(folder / "photos")
+    assert main(["train", str(data), *TINY, "--epochs", "1", "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
+    monkeypatch.chdir(tmp_path)
+    write_photos(Path("photos"))
+
+    def say(*words: object) -> Said:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Said(code, str(out), str(err))
+
+    return say
+
+
+def test_predict_answers_for_patterns_folders_and_sets(trained: Path, say: Say) -> None:
+    words = ["photos/dark/?.png", "photos/light", "digits"]
+
+    said = say("predict", trained, *words, "--format", "jsonl", "--top", 1)
+
+    paths = [json.loads(line)["path"] for line in said.out.splitlines()]
+    assert said.code == 0 and len(paths) == 20 + 1797
+    assert paths[:2] == ["photos/dark/0.png", "photos/dark/1.png"]
+    assert paths[20] == "digit-0000-is-0.png"
+
+
+def test_grey_images_are_answered_for_by_a_model_of_colours(trained: Path, say: Say) -> None:
+    Image.fromarray(np.full((9, 7), 200, np.uint8)).save("-grey.png")
+    Image.fromarray(np.full((9, 7, 3), 200, np.uint8)).save("rgb.png")
+
+    said = say("predict", trained, "--format", "jsonl", "--", "-grey.png", "rgb.png")
+
+    grey, colour = (json.loads(line) for line in said.out.splitlines())
+    assert (said.code, grey["path"], grey["error"]) == (0, "-grey.png", None)
+    assert grey["top"] == colour["top"]
+
+
+def test_the_same_command_again_has_nothing_to_do_and_another_one_is_refused(
+    trained: Path, say: Say
+) -> None:
+    words = ["predict", trained, "photos", "--format", "csv", "-o", "a.csv"]
+
+    assert say(*words).code == 0
+    first = Path("a.csv").read_bytes()
+
+    assert say(*words).code == 0
+    assert Path("a.csv").read_bytes() == first
+    assert len(list(csv.reader(first.decode().splitlines()))) == 21
+    other = say(*words, "--top", 1)
+    assert other.code == 2 and "with top 5, not 1" in other.err
+    other = say("predict", "nano", "photos", "--format", "csv", "-o", "a.csv")
+    assert other.code == 2 and "by another model" in other.err
+    assert Path("a.csv").read_bytes() == first
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_goes_on_to_the_same_file(trained: Path, say: Say) -> None:
+    words = ["predict", str(trained), "digits", "--format", "jsonl", "--batch-size", "1"]
+    say(*words, "-o", "whole.jsonl")
+    command = [sys.executable, "-m", "vitrail.cli", *words, "-o", "a.jsonl"]
+
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not Path("a.jsonl").is_file():
+        pass
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert Path("a.jsonl").stat().st_size < Path("whole.jsonl").stat().st_size
+    assert say(*words, "-o", "a.jsonl").code == 0
+
+    assert Path("a.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
+def test_embed_writes_a_file_and_says_what_is_alike(trained: Path, say: Say) -> None:
+    Path("photos/light/copy.png").write_bytes(Path("photos/light/3.png").read_bytes())
+    words = ["embed", trained, "photos", "-o", "a.npy", "--neighbours", 1, "--probe"]
+
+    said = say(*words, "--threshold", 0.99999, "--json")
+
+    found = json.loads(said.out)
+    assert (said.code, found["images"], np.load("a.npy").shape) == (0, 21, (21, 16))
+    pairs = [pair["paths"] for pair in found["near_duplicates"]]
+    assert ["light/3.png", "light/copy.png"] in pairs
+    nearest = {row["path"]: row["nearest"][0]["path"] for row in found["neighbours"]}
+    assert nearest["light/3.png"] == "light/copy.png"
+    assert {row["name"]: row["images"] for row in found["probes"]} == {"kNN": 21, "logistic": 21}
+
+
+def test_embed_takes_images_without_labels(trained: Path, say: Say) -> None:
+    said = say("embed", trained, "photos/dark", "-o", "a.parquet")
+
+    assert (said.code, said.out) == (0, "10 images, 16 numbers each\n")
+    refused = say("embed", trained, "photos/dark", "--probe")
+    assert refused.code == 2 and "class folders" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("photos", "-o FILE, --neighbours K or --probe"),
+        ("photos --probe --tokens patches", "many vectors an image"),
+        ("photos --neighbours 0", "neighbours is 0"),
+        ("photos -o a.txt", ".parquet or .npy"),
+        ("*.gif -o a.npy", 'no file "*.gif"'),
+        ("photos -o a.npy --layer 7", "no layer 7"),
+    ],
+)
+def test_embed_refuses_what_it_cannot_do(words: str, told: str, trained: Path, say: Say) -> None:
+    said = say("embed", trained, *words.split())
+
+    assert said.code == 2 and told in said.err and not Path("a.npy").exists()
+
+
+def test_eval_compares_corrupts_and_writes(trained: Path, say: Say) -> None:
+    words = ["eval", trained, "photos", "--against", trained, "--corruptions"]
+    words += ["--predictions", "rows.csv", "-o", "evaluation"]
+
+    said, as_json = say(*words), json.loads(say(*words, "--json").out)
+
+    assert said.code == 0
+    for part in ("McNemar's exact p = 1", "top-1, corrupted", "area under risk", "95 % interval"):
+        assert part in said.out
+    assert as_json["against"]["difference"] == 0 and len(as_json["corruptions"]) == 25
+    written = json.loads(Path("evaluation/evaluation.json").read_text())
+    assert {name: written[name] for name in as_json} == as_json
+    assert (written["model"], written["data"]) == (str(trained), "photos")
+    rows = Path("evaluation/predictions.jsonl").read_text().splitlines()
+    assert len(rows) == as_json["images"] == len(Path("rows.csv").read_text().splitlines()) - 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("photos --predictions rows.txt", 2, ".jsonl or .csv"),
+        ("photos -o photos", 5, "photos"),
+        ("photos --against nowhere", 2, "nowhere"),
+        ("photos --against nano", 2, "does not know"),
+    ],
+)
+def test_eval_refuses_what_it_cannot_do(
+    words: str, code: int, told: str, trained: Path, say: Say
+) -> None:
+    said = say("eval", trained, *words.split())
+
+    assert said.code == code and told in said.err
