@@ -1,0 +1,186 @@
+"""The verbs that answer for images: predict, embed, explain."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vitrail.data.inputs import check, inputs
+from vitrail.errors import ConfigError, DataError
+from vitrail.verbs.words import Device, Dtype, Images, Output, Text, as_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Answer for images: the likeliest classes of each."""
+
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    images: Images  # files, folders, "patterns", or DATA addresses
+    top: int = 5  # classes to answer with
+    format: Literal["table", "csv", "jsonl", "parquet"] = "table"
+    output: Output = None  # a file; where it was begun by the same command, it is continued
+    image_column: str | None = None  # of a table, else image, img, path or file
+    engine: Literal["auto", "torch"] = "auto"
+    batch_size: int = 64
+    threads: int = 2  # that decode
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        if parse_origin(self.model).kind == "preset":
+            print(f"{self.model} has random weights: its answers mean nothing", file=sys.stderr)
+        check(self.images)
+        from vitrail.engines.build import engine
+        from vitrail.inference.output import check_output, write_predictions
+        from vitrail.inference.predict import batches, check_answers
+        from vitrail.weights.loading import load
+
+        form = "json" if self.json else self.format
+        check_output(form, self.output)
+        bundle = load(self.model)
+        check_answers(bundle, self.top)
+        runs = engine(bundle, self.engine, self.dtype, device=self.device)
+        how = {"batch_size": self.batch_size, "threads": self.threads}
+        made_by = {"top": self.top, "engine": runs.name, "dtype": runs.dtype}
+        if self.output is not None:
+            made_by["model"] = bundle.digest()
+        failed = write_predictions(
+            lambda items: batches(runs, bundle.labels, items, self.top, **how),
+            inputs(self.images, self.image_column),
+            form,
+            self.output,
+            made_by,
+        )
+        return 2 if failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Turn images into vectors: into a file, to find those alike, to probe what they tell apart."""
+
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    data: Text  # a DATA address, all its splits; or a folder, a "pattern" or a file of images
+    output: Output = None  # a .parquet file, or .npy with a .csv of its rows beside
+    tokens: Literal["pooled", "class", "mean", "patches"] = "pooled"
+    layer: int | None = None  # the block to take them after, 0 the first, else the whole encoder
+    neighbours: int | None = None  # list the K nearest of each image, and near duplicates
+    threshold: float = 0.95  # the cosine from which two images are near duplicates
+    probe: bool = False  # kNN and logistic regression by the data's labels, cross-validated
+    image_column: str | None = None  # of a table, else image, img, path or file
+    label_column: str | None = None  # else label, labels, class or fine_label
+    batch_size: int = 64
+    threads: int = 2  # that decode
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        parse_origin(self.model)
+        check([self.data])
+        keep = self.neighbours is not None or self.probe
+        if self.output is None and not keep:
+            raise ConfigError("say what for: -o FILE, --neighbours K or --probe")
+        if keep and self.tokens == "patches":
+            raise ConfigError("patches are many vectors an image: compare pooled, class or mean")
+        if self.neighbours is not None and self.neighbours < 1:
+            raise ConfigError(f"neighbours is {self.neighbours}; it should be 1 or more")
+        from vitrail.engines.build import torch_engine
+        from vitrail.inference.embed import embedded
+        from vitrail.inference.embedding import collect, insight
+        from vitrail.inference.embedding_files import check_file
+        from vitrail.weights.loading import load
+
+        if self.output is not None:
+            check_file(self.output)
+        items = self._items()
+        engine = torch_engine(load(self.model), self.dtype, self.device)
+        how = {"batch_size": self.batch_size, "threads": self.threads}
+        batches = embedded(engine, items, self.tokens, self.layer, **how)
+        found = insight(
+            collect(batches, self.output, keep), self.neighbours, self.threshold, self.probe
+        )
+        for path, reason in found.collected.bad:
+            print(f"not read: {path}: {reason}", file=sys.stderr)
+        print(as_json(found.to_json()) if self.json else found.text())
+        return 2 if found.collected.bad else 0
+
+    def _items(self) -> Any:
+        """Give the images, with labels where the data has them; only --probe has need of any."""
+        from vitrail.data.sets import labelled
+
+        try:
+            items, notes = labelled(self.data, self.image_column, self.label_column)
+        except DataError:
+            if self.probe or self.label_column:
+                raise
+            return inputs([self.data], self.image_column)
+        for note in notes:
+            print(note, file=sys.stderr)
+        return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Show what in an image an answer rests on: attention, rollout, relevance, occlusion."""
+
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    images: Images  # files, or folders of them
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]  # a folder for the pictures
+    method: Literal["rollout", "attention", "relevance", "occlusion"] = "rollout"
+    target: str | None = None  # a class by name or index, else the likeliest
+    layers: tuple[str, ...] | None = None  # 0 is the first, -1 the last; pool: the pooling's own
+    heads: tuple[int, ...] | None = None  # else all
+    queries: tuple[str, ...] | None = None  # class, patches, register-0 ..., or a patch as ROW,COL
+    measure: bool = False  # how faithful each map is, in 170 forward passes at most
+    fill: Literal["grey", "blur"] = "grey"  # what occlusion hides patches with
+    inside: bool = False  # the model too: filters, positions, token norms, attention distance
+    format: Literal["png", "svg"] = "png"
+    batch_size: int = 32
+    device: Device = "auto"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        if parse_origin(self.model).kind == "preset":
+            print(f"{self.model} has random weights: its maps mean nothing", file=sys.stderr)
+        check(self.images)
+        layers = None if self.layers is None else [_number(layer) for layer in self.layers]
+        queries = None if self.queries is None else [_place(query) for query in self.queries]
+        from vitrail.explaining.folder import explain_into
+        from vitrail.weights.loading import load
+
+        names = ("method", "target", "heads", "measure", "fill", "batch_size", "device")
+        how = {name: getattr(self, name) for name in (*names, "format", "inside")}
+        bundle, folder = load(self.model), Path(self.output).expanduser()
+        rows, failed = [], 0
+        for row in explain_into(
+            folder, bundle, inputs(self.images), layers=layers, queries=queries, **how
+        ):
+            failed += row.error is not None
+            if self.json:
+                rows.append(row.to_json())
+            else:
+                print(row.text().encode("utf-8", "backslashreplace").decode(), flush=True)
+        if self.json:
+            print(as_json(rows))
+        return 2 if failed else 0
+
+
+def _number(layer: str) -> int | str:
+    """Read a layer of --layers: a number, or a name as it is."""
+    return int(layer) if re.fullmatch(r"-?\d{1,6}", layer) else layer
+
+
+def _place(query: str) -> str | tuple[int, int]:
+    """Read a query of --queries: ROW,COL of a patch, or a name as it is."""
+    match = re.fullmatch(r"(-?\d{1,6}),(-?\d{1,6})", query)
+    return query if match is None else (int(match[1]), int(match[2]))

@@ -1,0 +1,105 @@
+"""The verb that measures a model."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vitrail.data.address import parse
+from vitrail.verbs.words import SPLIT, Device, Dtype, Output, Text, as_json
+
+Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Measure a model on labelled images: accuracy, calibration, classes, confusion, labels."""
+
+    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    data: Text  # its held-out images are measured
+    against: str | None = None  # another model, to compare with on the same images
+    corruptions: bool = False  # five kinds at five severities: takes 25 times as long
+    predictions: str | None = None  # a .jsonl or .csv file to write, one row an image
+    output: Output = None  # a folder to write: evaluation.json and predictions.jsonl
+    image_column: str | None = None  # of a table, else the run's, else image, img, path or file
+    label_column: str | None = None  # else the run's, else label, labels, class or fine_label
+    batch_size: int = 64
+    threads: int = 2  # that decode
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    json: bool = False  # print one JSON document
+
+    def run(self) -> int:
+        from vitrail.weights.origin import parse as parse_origin
+
+        for model in filter(None, (self.model, self.against)):
+            parse_origin(model)
+        parse(self.data)
+        from vitrail.inference.evaluation_files import check_folder, check_predictions
+
+        if self.predictions is not None:
+            check_predictions(self.predictions)
+        if self.output is not None:
+            check_folder(self.output)
+        return self._evaluated()
+
+    def _evaluated(self) -> int:
+        from vitrail.data.sources import open_data
+        from vitrail.inference.evaluate import score
+        from vitrail.inference.evaluation_files import write_evaluation, write_predictions
+        from vitrail.inference.evaluation_text import evaluation_text
+        from vitrail.weights.loading import load
+
+        bundle = load(self.model)
+        # Data without a split of its own is split as in the run, or what the model has learned
+        # from would be among what it is measured on.
+        origin = bundle.origin or {}
+        how = {name: origin[name] for name in SPLIT if name in origin}
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        how |= {name: column for name, column in columns.items() if column is not None}
+        source = open_data(self.data, **how).held_out
+        runs: dict[str, Any] = {"batch_size": self.batch_size, "threads": self.threads}
+        runs |= {"device": self.device, "dtype": self.dtype}
+        scored = score(bundle, source, **runs)
+        found = scored.evaluation()
+        values, texts = found.to_json(), [evaluation_text(found)]
+        for add in (self._corrupted, self._compared):
+            for name, value, text in add(bundle, source, scored, runs):
+                values[name] = value
+                texts.append(text)
+        for file in found.bad:
+            print(f"not read: {file.path}: {file.reason}", file=sys.stderr)
+        if self.predictions is not None:
+            write_predictions(scored, self.predictions)
+        if self.output is not None:
+            values |= {"model": self.model, "data": self.data}
+            write_evaluation(values, scored, self.output)
+        print(as_json(values) if self.json else "\n\n".join(texts))
+        return 2 if found.failed else 0
+
+    def _corrupted(self, bundle: Any, source: Any, scored: Any, runs: Any) -> Iterator[Found]:
+        if not self.corruptions:
+            return
+        from vitrail.engines.build import engine
+        from vitrail.inference.corruptions import corruption_results
+        from vitrail.inference.evaluate import evaluation_loader
+        from vitrail.inference.evaluation_text import corruptions_text
+
+        loader = evaluation_loader(bundle, source, self.batch_size, self.threads)
+        runs = engine(bundle, dtype=self.dtype, device=self.device)
+        found = corruption_results(runs, loader, bundle.labels)
+        clean = sum(scored.right().values()) / len(scored.labels)
+        yield "corruptions", [row._asdict() for row in found], corruptions_text(found, clean)
+
+    def _compared(self, bundle: Any, source: Any, scored: Any, runs: Any) -> Iterator[Found]:
+        if self.against is None:
+            return
+        from vitrail.inference.comparing import compare
+        from vitrail.inference.evaluate import score
+        from vitrail.inference.evaluation_text import comparison_text
+        from vitrail.weights.loading import load
+
+        other = score(load(self.against), source, **runs)
+        found = compare(scored.right(), other.right())
+        values = {"model": self.against, **found._asdict()}
+        yield "against", values, comparison_text(found, self.against)
