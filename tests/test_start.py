@@ -42,6 +42,35 @@ def pretrained(labels: tuple[str, ...] = NAMES, **changes: Any) -> str:
     return "pretrained"
 
 
+def test_a_recipe_may_fit_images_otherwise_than_its_weights_do() -> None:
+    stored = replace(PIXELS, crop=0.75)
+    save(Bundle(model=seeded(MODEL, seed=9), preprocess=stored, labels=NAMES), "pretrained")
+
+    def how(weights: str | None, **changes: Any) -> Preprocess:
+        recipe = with_train(weights=weights)
+        return start(replace(recipe, data=replace(recipe.data, **changes)), NAMES).preprocess
+
+    assert how("pretrained") == stored
+    assert how("pretrained", crop=0.875) == replace(stored, crop=0.875)
+    assert how("pretrained", resize="square") == replace(stored, resize="square")
+    assert how("pretrained", resize="pad") == replace(stored, resize="pad", crop=1.0)
+    assert how(None, crop=0.8, resize="square") == replace(how(None), crop=0.8, resize="square")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"crop": 0.0}, "crop is 0.0; it should be above 0, at most 1"),
+        ({"crop": 1.5}, "crop is 1.5; it should be above 0, at most 1"),
+        ({"resize": "longest"}, "should be absent or one of shortest, square, pad."),
+        ({"resize": "pad", "crop": 0.9}, "resize is pad, which keeps the whole image, and crop is"),
+    ],
+)
+def test_a_fit_that_cannot_be_is_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        replace(RECIPE.data, **settings)
+
+
 def test_a_run_begins_with_the_weights_and_their_preprocessing() -> None:
     recipe = with_train(weights=pretrained())
 

@@ -7,7 +7,9 @@ it without a traceback; anything that is not a `VitrailError` is a defect of our
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+UNIONS = (UnionType, Union)  # of `X | None`; before Python 3.14 one with a Literal is the other
 
 
 class VitrailError(Exception):
@@ -104,7 +106,7 @@ def check_range(
 def _fits(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in UNIONS:
         return any(_fits(value, choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and [type(v) for v in value] == list(get_args(hint))
@@ -117,8 +119,9 @@ def _wanted(value: object, hint: Any) -> str:
     if get_origin(hint) is Literal:
         choices = [str(choice) for choice in get_args(hint)]
         return f"one of {', '.join(choices)}.{nearest(str(value), choices)}"
-    if get_origin(hint) is UnionType:
-        return " or ".join(_wanted(value, choice) for choice in get_args(hint))
+    if get_origin(hint) in UNIONS:  # a list of choices ends in a question: it comes last
+        choices = sorted(get_args(hint), key=lambda choice: get_origin(choice) is Literal)
+        return " or ".join(_wanted(value, choice) for choice in choices)
     if get_origin(hint) is tuple:
         return f"{len(get_args(hint))} whole numbers, such as (224, 160)"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

@@ -14,8 +14,7 @@ from vitrail.data.sources import BadFile, Splits
 from vitrail.errors import DataError
 from vitrail.reporting import batch_picture
 from vitrail.training.recipe import Recipe
-from vitrail.training.start import start
-from vitrail.weights.bundle import default_preprocess
+from vitrail.training.start import preprocessing, start
 
 SHOWN = 32  # images, the first of the first batch
 
@@ -32,7 +31,7 @@ def training_batch(recipe: Recipe, data: Splits) -> FirstBatch:
     """Give the first images of epoch 0, by the loader and the augmentation that train."""
     block = recipe.augment.mix_block  # a sample's partner is in its block
     size = min(max(SHOWN // block, 1) * block, recipe.train.batch_size, len(data.train))
-    preprocess = default_preprocess(recipe.model)
+    preprocess = preprocessing(recipe)
     if recipe.train.weights is not None:
         preprocess = start(recipe, data.train.classes).preprocess
     loader = Loader(

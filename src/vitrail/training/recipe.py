@@ -37,10 +37,20 @@ class Data:
     split_seed: int = 0
     image_column: str | None = None  # of a table; absent: image, img, path or file
     label_column: str | None = None  # absent: label, labels, class or fine_label
+    # How an image is fitted to the model, where no random crop does it; absent: as the weights
+    # say, else shortest and 1. The crop is the share of the resized image's side that is kept.
+    resize: Literal["shortest", "square", "pad"] | None = None
+    crop: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "threads", 1)
+        check_range(self, "crop", 0, 1, open_low=True)
+        if self.resize == "pad" and self.crop is not None:
+            raise ConfigError(
+                f"resize is pad, which keeps the whole image, and crop is {self.crop}; give one "
+                "of them alone"
+            )
         check_range(self, "timeout", 0, 1e6, open_low=True)  # twelve days: no clock overflows
         check_range(self, "max_bad_share", 0, 1)
         check_range(self, "split_seed", 0, 2**32 - 1)

@@ -1,6 +1,6 @@
 """What a run begins with: random weights by its seed, or pretrained ones, and their pixels."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
@@ -30,15 +30,24 @@ def start(recipe: Recipe, classes: tuple[str, ...]) -> Start:
     these classes, else it is a new one. Raises `ConfigError` where the two cannot be one model.
     """
     model = seeded(recipe.model, seed=recipe.train.seed, drop=recipe.train.drop)
-    preprocess = default_preprocess(recipe.model)
+    stored = None
     if recipe.train.weights is not None:
-        preprocess = _take_up(model, recipe.train.weights, classes)
+        stored = _take_up(model, recipe.train.weights, classes)
     elif model.pos_embed is not None:
         model.pos_embed.data *= recipe.train.position_scale
     if recipe.train.head_bias:
         _set_head_bias(model, recipe.train.head_bias)
     freeze(model, recipe.train.freeze)
-    return Start(model, preprocess)
+    return Start(model, preprocessing(recipe, stored))
+
+
+def preprocessing(recipe: Recipe, stored: Preprocess | None = None) -> Preprocess:
+    """Give what is done to an image: as its weights say, or by default, but for the recipe."""
+    found = default_preprocess(recipe.model) if stored is None else stored
+    if recipe.data.resize is not None:
+        crop = 1.0 if recipe.data.resize == "pad" else found.crop
+        found = replace(found, resize=recipe.data.resize, crop=crop)
+    return found if recipe.data.crop is None else replace(found, crop=recipe.data.crop)
 
 
 def freeze(model: ViT, layers: int) -> None:
