@@ -11,24 +11,19 @@ squeezed whole to 12 x 12, its strength chosen by cross-validation on the traini
 """
 
 import argparse
-import platform
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from runs import train  # the script beside this one
-from vitrail import __version__ as version
+from runs import ONE_THREAD, Page, train  # the script beside this one
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import Source, open_data
-
-ONE_THREAD = ("--train.cpu-threads", "1", "--data.threads", "1")
 
 
 def pixels(source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -60,22 +55,15 @@ def main() -> None:
         words = ("--recipe", "small-photos", "--seed", arguments.seed, *ONE_THREAD)
         run = train(arguments.data, Path(folder) / "run", *words)
     summary = run.summary
-    lines = ["# Photos from scratch", "", *(__doc__ or "").split("\n\n", 2)[2:]]
-    lines += [
-        f"{Path(arguments.data).name}, {summary['train_images']:,} training images; "
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
-        f"vitrail {version}, seed {arguments.seed}.",
-        "",
-        "| | accuracy (95 % interval) | processor minutes |",
-        "|---|---|---|",
-        f"| logistic regression, 12 x 12 pixels | {logistic_regression(arguments.data):.2%} | |",
-        f"| **vitrail, {summary['parameters']:,} parameters** | **{run}** "
-        f"| {run.cpu_seconds / 60:.1f} |",
-        "",
-    ]
-    print("\n".join(lines))
-    if arguments.write:
-        arguments.write.write_text("\n".join(lines), encoding="utf-8")
+    about = f"{Path(arguments.data).name}, {summary['train_images']:,} training images"
+    columns = ("", "accuracy (95 % interval)", "processor minutes")
+    page = Page("Photos from scratch", __doc__, f"{about}, seed {arguments.seed}", columns)
+    page.row(
+        "logistic regression, 12 x 12 pixels", f"{logistic_regression(arguments.data):.2%}", ""
+    )
+    name = f"**vitrail, {summary['parameters']:,} parameters**"
+    page.row(name, f"**{run}**", run.minutes)
+    page.write(arguments.write)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,10 @@ processor minutes, the last ones of which are given.
 
 import argparse
 import csv
-import platform
 import tempfile
 from pathlib import Path
 
-import torch
-
-from caltech import ONE_THREAD  # the scripts beside this one
-from runs import train
-from vitrail import __version__ as version
+from runs import ONE_THREAD, Page, train  # the script beside this one
 from vitrail.data.sources import open_data, split
 
 # Epochs are in shares of those asked for.
@@ -55,17 +50,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--write", type=Path, help="a Markdown file to write as well")
     arguments = parser.parse_args()
-    lines = ["# How the settings for photos were chosen", ""]
-    lines += (__doc__ or "").split("\n\n", 2)[2:]
-    lines += [
-        f"{Path(arguments.data).name}, {arguments.epochs} epochs, seed 0; "
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
-        f"vitrail {version}.",
-        "",
-        "| candidate | accuracy (95 % interval) | processor minutes |",
-        "|---|---|---|",
-    ]
-    print("\n".join(lines), flush=True)
+    name = Path(arguments.data).name
+    about = f"{name}, {arguments.epochs} epochs, seed 0"
+    columns = ("candidate", "accuracy (95 % interval)", "processor minutes")
+    page = Page("How the settings for photos were chosen", __doc__, about, columns)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "inner").mkdir()
@@ -74,10 +62,8 @@ def main() -> None:
             epochs = str(round(share * arguments.epochs))
             words = ("--recipe", "small-photos", "--epochs", epochs, *flags, *ONE_THREAD)
             run = train(data, root / f"run-{number}", *words)
-            lines.append(f"| {name} | {run} | {run.cpu_seconds / 60:.1f} |")
-            print(lines[-1], flush=True)
-    if arguments.write:
-        arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            page.row(name, str(run), run.minutes)
+    page.write(arguments.write)
 
 
 if __name__ == "__main__":

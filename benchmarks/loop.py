@@ -12,7 +12,6 @@ are medians over the rounds.
 
 import argparse
 import io
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitrail import __version__ as version
+from runs import Page  # the script beside this one
 from vitrail.cli import main as vitrail
 from vitrail.training import learner, record
 from vitrail.training.learner import Learner
@@ -129,16 +128,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="a Markdown file to write as well")
     arguments = parser.parse_args()
     columns = ("overhead", "the model's input", "the next batch", "the rest")
-    lines = ["# What the loop costs", "", *(__doc__ or "").split("\n\n", 2)[2:]]
-    lines += [
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, vitrail {version}; {arguments.rounds} rounds of {arguments.steps} "
-        "steps.",
-        "",
-        f"| | {' | '.join(columns)} |",
-        "|---" * (1 + len(columns)) + "|",
-    ]
-    print("\n".join(lines), flush=True)
+    rounds_of = f"{arguments.rounds} rounds of {arguments.steps} steps"
+    about = f"{rounds_of} on {torch.get_num_threads()} threads"
+    page = Page("What the loop costs", __doc__, about, ("", *columns))
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder))
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in CASES}
@@ -147,10 +139,8 @@ def main() -> None:
                 rounds[name].append(shares(Path(folder), flags, arguments.steps))
     for name, found in rounds.items():
         cells = [f"{median(each[column] for each in found):.1%}" for column in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    if arguments.write:
-        arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        page.row(name, *cells)
+    page.write(arguments.write)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,10 @@ each other). Accuracy is that of the last weights on the held-out images; no epo
 """
 
 import argparse
-import platform
 import tempfile
 from pathlib import Path
 
-import torch
-
-from caltech import ONE_THREAD  # the scripts beside this one
-from runs import train
-from vitrail import __version__ as version
+from runs import ONE_THREAD, Page, train  # the script beside this one
 
 
 def main() -> None:
@@ -30,20 +25,11 @@ def main() -> None:
         run = train(arguments.data, Path(folder) / "run", *words)
     summary = run.summary
     wrong = round((1 - summary["top1"]) * summary["held_out_images"])
-    lines = ["# MNIST", "", *(__doc__ or "").split("\n\n", 2)[2:]]
-    lines += [
-        f"{summary['train_images']:,} training images; {summary['parameters']:,} parameters; "
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
-        f"vitrail {version}, seed {arguments.seed}.",
-        "",
-        "| accuracy (95 % interval) | wrong | processor minutes |",
-        "|---|---|---|",
-        f"| {run} | {wrong} | {run.cpu_seconds / 60:.1f} |",
-        "",
-    ]
-    print("\n".join(lines))
-    if arguments.write:
-        arguments.write.write_text("\n".join(lines), encoding="utf-8")
+    about = f"{summary['train_images']:,} training images, {summary['parameters']:,} parameters"
+    columns = ("accuracy (95 % interval)", "wrong", "processor minutes")
+    page = Page("MNIST", __doc__, f"{about}, seed {arguments.seed}", columns)
+    page.row(str(run), str(wrong), run.minutes)
+    page.write(arguments.write)
 
 
 if __name__ == "__main__":

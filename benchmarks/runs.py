@@ -2,11 +2,19 @@
 
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+
+from vitrail import __version__ as version
+
+# So that no processor minute is spent on threads that wait for each other.
+ONE_THREAD = ("--train.cpu-threads", "1", "--data.threads", "1")
 
 
 class Measured(NamedTuple):
@@ -14,6 +22,10 @@ class Measured(NamedTuple):
 
     summary: dict[str, Any]
     cpu_seconds: float
+
+    @property
+    def minutes(self) -> str:
+        return f"{self.cpu_seconds / 60:.1f}"
 
     def __str__(self) -> str:
         top1, (low, high) = self.summary["top1"], self.summary["evaluation"]["top1_interval"]
@@ -35,3 +47,26 @@ def train(data: str | Path, out: Path, *flags: str) -> Measured:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return Measured(json.loads(done.stdout), spent)
+
+
+class Page:
+    """A table in Markdown, under what its script says of itself; printed as it grows."""
+
+    def __init__(self, title: str, doc: str | None, about: str, columns: tuple[str, ...]) -> None:
+        machine = platform.processor() or platform.machine()
+        self.lines: list[str] = []
+        self._add("# " + title, "", *(doc or "").strip().split("\n\n", 2)[2:], "")
+        self._add(f"{about}; {machine}, torch {torch.__version__}, vitrail {version}.", "")
+        self._add(f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
+
+    def row(self, *cells: str) -> None:
+        self._add(f"| {' | '.join(cells)} |")
+
+    def write(self, path: Path | None) -> None:
+        """Write the page where a path was given."""
+        if path is not None:
+            path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+
+    def _add(self, *lines: str) -> None:
+        self.lines += lines
+        print("\n".join(lines), flush=True)

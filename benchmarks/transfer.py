@@ -10,21 +10,12 @@ training are given beside them. Accuracy is that of the last weights on the held
 """
 
 import argparse
-import platform
 import tempfile
 from pathlib import Path
 
-import torch
-
-from caltech import ONE_THREAD  # the scripts beside this one
-from runs import Measured, train
-from vitrail import __version__ as version
+from runs import ONE_THREAD, Page, train  # the script beside this one
 
 BEFORE = ("--augment.crop-scale", "0.5")  # small images lose more by a crop
-
-
-def row(name: str, run: Measured) -> str:
-    return f"| {name} | {run} | {run.cpu_seconds / 60:.1f} |"
 
 
 def main() -> None:
@@ -45,23 +36,18 @@ def main() -> None:
         words = (*recipe, "--epochs", arguments.epochs)
         scratch = train(then, root / "scratch", *words)
         tuned = train(then, root / "tuned", *words, "--weights", str(root / "first" / "last"))
-    lines = ["# Weights from other images", "", *(__doc__ or "").split("\n\n", 2)[2:]]
-    lines += [
-        f"{Path(first).name}, {before.summary['train_images']:,} training images, then "
-        f"{Path(then).name}, {scratch.summary['train_images']:,}; "
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
-        f"vitrail {version}.",
-        "",
-        "| | accuracy (95 % interval) | processor minutes |",
-        "|---|---|---|",
-        row(f"{Path(first).name}, {arguments.pretrain_epochs} epochs", before),
-        row(f"{Path(then).name} from scratch, {arguments.epochs} epochs", scratch),
-        row(f"**{Path(then).name} from those weights, {arguments.epochs} epochs**", tuned),
-        "",
-    ]
-    print("\n".join(lines))
-    if arguments.write:
-        arguments.write.write_text("\n".join(lines), encoding="utf-8")
+    name, then = Path(first).name, Path(then).name
+    counts = [run.summary["train_images"] for run in (before, scratch)]
+    about = f"{name}, {counts[0]:,} training images, then {then}, {counts[1]:,}"
+    columns = ("", "accuracy (95 % interval)", "processor minutes")
+    page = Page("Weights from other images", __doc__, about, columns)
+    for words, run in (
+        (f"{name}, {arguments.pretrain_epochs} epochs", before),
+        (f"{then} from scratch, {arguments.epochs} epochs", scratch),
+        (f"**{then} from those weights, {arguments.epochs} epochs**", tuned),
+    ):
+        page.row(words, str(run), run.minutes)
+    page.write(arguments.write)
 
 
 if __name__ == "__main__":
