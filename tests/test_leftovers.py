@@ -1,15 +1,17 @@
 """What a killed process left is mended, and what training changes outside of itself is put back."""
 
+import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from vitrail.cli import main
-from vitrail.inference.runner import undisturbed
+from vitrail.training.process import repeatable, undisturbed
 from vitrail.weights.disk import mend
 
 
@@ -71,9 +73,30 @@ def test_what_cannot_be_trained_is_told_before_a_run_begins(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("device", "wanted", "expected"),
+    [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)],
+)
+def test_a_gpu_is_asked_for_sums_in_one_order_while_it_trains(
+    device: str, wanted: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's
+    memory: Any = torch.utils.deterministic
+
+    with repeatable(torch.device(device), wanted):
+        inside = torch.are_deterministic_algorithms_enabled()
+        fills = memory.fill_uninitialized_memory
+
+    assert inside == expected
+    assert fills != expected
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert memory.fill_uninitialized_memory
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
 _MEMORY = """
 import contextlib, ctypes, resource, sys, torch
-from vitrail.inference.runner import memory_kept
+from vitrail.training.process import memory_kept
 
 def faults_of_ten() -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

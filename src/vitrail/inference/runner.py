@@ -1,9 +1,7 @@
 """An engine over batches of images: labelled ones of a loader, or a stream without an end."""
 
-import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import torch
@@ -13,13 +11,9 @@ from vitrail.data.inputs import Item
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.stream import decoded
-from vitrail.engines.torch_engine import TorchEngine, pick_device, precision
+from vitrail.engines.torch_engine import TorchEngine
 from vitrail.errors import ConfigError
 from vitrail.model.vit import ViT
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as <malloc.h> names them
-
-__all__ = ["Outputs", "logits", "outputs", "pick_device", "precision", "undisturbed"]
 
 
 class Outputs(NamedTuple):
@@ -28,37 +22,6 @@ class Outputs(NamedTuple):
     items: list[Item]
     errors: list[str | None]
     values: Tensor  # on the CPU
-
-
-@contextmanager
-def undisturbed(threads: int | None) -> Iterator[None]:
-    """Run with `threads` of the CPU, None as it is; threads and random numbers are put back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def memory_kept() -> Iterator[None]:
-    """Have the C library keep freed memory for the next tensor, where it can be told so (glibc).
-
-    By itself it gives tensors back to the system, and each new one is cleared page by page again: 7
-    to 9 % of the processor time of training a small ViT. At the end all of it is given back.
-    """
-    library = ctypes.CDLL(None)
-    with suppress(AttributeError):  # another C library
-        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes; larger ones go back
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        with suppress(AttributeError):
-            library.mallopt(_M_TRIM_THRESHOLD, 64 << 20)  # where its own rule ends: twice the other
-            library.malloc_trim(0)
 
 
 def logits(

@@ -16,7 +16,7 @@ from vitrail.data.config import Augment
 from vitrail.data.loader import Batch
 from vitrail.data.mixing import mixed, mixed_labels
 from vitrail.data.preprocess import Preprocess
-from vitrail.inference.runner import precision
+from vitrail.engines.torch_engine import precision
 from vitrail.model.vit import ViT
 from vitrail.training.meters import Meters
 from vitrail.training.objectives import Objective

@@ -1,11 +1,11 @@
 """The training loop: load, step, log, save, evaluate."""
 
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
-from vitrail.inference.runner import memory_kept, undisturbed
 from vitrail.reporting.page import write_run_page
 from vitrail.training import record
 from vitrail.training.display import Display, tell
@@ -14,6 +14,7 @@ from vitrail.training.interrupt import Interrupt, listening
 from vitrail.training.joining import connected, joined
 from vitrail.training.lock import held, sweep
 from vitrail.training.opening import opened
+from vitrail.training.process import memory_kept, repeatable, undisturbed
 from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.resume import begin, take_up
 from vitrail.training.run_folder import choose, claim, is_finished
@@ -67,7 +68,7 @@ def _train(
         world.alone(lambda: sweep(run.path))
         return Run(run.path, world.alone(run.summary))
     world.alone(lambda: check_installed(recipe.train))
-    with undisturbed(recipe.train.cpu_threads):
+    with _settings(recipe, world):
         session = world.together(lambda: Session(recipe, data, run, world=world))
         # Also where the flags of other processes are others: it is the first one's that count.
         is_new = out is None and not resume
@@ -87,8 +88,16 @@ def dry_run(recipe: Recipe | str | Path) -> Trial:
         recipe = read_recipe(recipe)
     with joined(recipe.train.device) as world, connected(world):
         recipe, data = opened(recipe, world)
-        with undisturbed(recipe.train.cpu_threads):
+        with _settings(recipe, world):
             return trial(recipe, data, world=world)
+
+
+@contextmanager
+def _settings(recipe: Recipe, world: World) -> Iterator[None]:
+    """Have torch work as the recipe says, and afterwards as before."""
+    how = recipe.train
+    with undisturbed(how.cpu_threads), repeatable(world.device(how.device), how.deterministic):
+        yield
 
 
 def _work(session: Session, facts: dict[str, Any], interrupt: Interrupt) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitrail.data.config import Augment
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.preprocess import Preprocess
-from vitrail.inference.runner import precision
+from vitrail.engines.torch_engine import precision
 from vitrail.model.vit import ViT
 from vitrail.training.parallel import Parallel
 from vitrail.training.recipe import Recipe

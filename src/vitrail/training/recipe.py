@@ -145,6 +145,7 @@ class Train:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the arithmetic, not weights
     cpu_threads: int | None = None  # that one operation is shared by; absent: one for each core
     compile: bool = False  # with torch.compile: a minute first, faster after it
+    deterministic: bool = True  # on a GPU: the same command ends in the same bits; else faster
     recompute: bool = False  # blocks keep their input alone: less memory, a third more arithmetic
     weights: str | None = None  # to begin with: an ORIGIN; absent: random ones
     freeze: int = 0  # the first layers stay as they are: 1 the embedding, 2 a block too; -1 all

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vitrail.data.loader import Batch
+from vitrail.engines.torch_engine import pick_device
 from vitrail.errors import ConfigError, VitrailError
-from vitrail.inference.runner import pick_device
 from vitrail.training.interrupt import Interrupt, Interrupted
 
 T = TypeVar("T")
