@@ -90,6 +90,45 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
         dry_run(with_train(batch_size=10))
 
 
+def test_a_trial_meets_the_largest_images_of_a_run_in_which_they_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes, step = [], Learner.step
+
+    def watched(self: Learner, batch: Batch, number: int) -> None:
+        sizes.append(self.input_shape(number)[1:])
+        step(self, batch, number)
+
+    monkeypatch.setattr(Learner, "step", watched)
+
+    dry_run(with_train(first_size=(4, 4), epochs=50))
+
+    assert sizes[0] == (4, 4)
+    assert sizes[-1] == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "a step with 4 images at a time does not"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "give --train.micro-batch 2"),
+        (RuntimeError("shapes cannot be multiplied"), None),
+    ],
+)
+def test_a_step_that_does_not_fit_says_what_to_do(
+    error: RuntimeError, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limited(self: Learner, batch: Batch, number: int) -> None:
+        raise error
+
+    monkeypatch.setattr(Learner, "step", limited)
+
+    with pytest.raises(ConfigError if told else RuntimeError, match=told or "shapes cannot"):
+        train(with_train(micro_batch=4, batch_size=8), "run")
+
+    assert json.loads(Path("run/summary.json").read_text())["status"] == "failed"
+
+
 def test_a_dry_run_writes_nothing_and_says_what_to_expect(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -14,7 +14,7 @@ from vitrail.training.interrupt import Interrupt, listening
 from vitrail.training.joining import connected, joined
 from vitrail.training.lock import held, sweep
 from vitrail.training.opening import opened
-from vitrail.training.process import memory_kept, repeatable, undisturbed
+from vitrail.training.process import memory_kept, repeatable, told_of_memory, undisturbed
 from vitrail.training.recipe import Recipe, read_recipe
 from vitrail.training.resume import begin, take_up
 from vitrail.training.run_folder import choose, claim, is_finished
@@ -156,7 +156,8 @@ def _steps(session: Session, interrupt: Interrupt) -> None:
                     record.save(session)
                 return
             with interrupt.later():
-                session.learner.step(batch, session.done)
+                with told_of_memory(session.at_once, session.device):
+                    session.learner.step(batch, session.done)
                 session.done += 1
                 display.step(session.done)
                 if session.learner.is_logged(session.done):

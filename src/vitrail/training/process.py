@@ -1,4 +1,4 @@
-"""What training changes in its process, and puts back: threads, memory, the order of sums."""
+"""What training asks of its process: threads, memory, the order of sums."""
 
 import ctypes
 import os
@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+
+from vitrail.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as <malloc.h> names them
 
@@ -65,3 +67,19 @@ def repeatable(device: torch.device, wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
         memory.fill_uninitialized_memory = fills
+
+
+@contextmanager
+def told_of_memory(images: int, device: torch.device) -> Iterator[None]:
+    """Raise `ConfigError` with a way out where `images` at a time do not fit the memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        on_cpu = "DefaultCPUAllocator" in str(error)  # which has no error of its own
+        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        less = f"--train.micro-batch {images // 2}, " if images > 1 else ""
+        raise ConfigError(
+            f"a step with {images} images at a time does not fit the memory of {device}; give "
+            f"{less}--train.recompute or a smaller model, and --override to go on with this run"
+        ) from error

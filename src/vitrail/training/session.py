@@ -79,6 +79,12 @@ class Session:
         self.trackers = Trackers(run)
         self.last: Evaluation | None = None  # of the weights as they are now
 
+    @property
+    def at_once(self) -> int:
+        """Images that this process computes with at a time."""
+        train = self.recipe.train
+        return train.micro_batch or -(-train.batch_size // self.world.size)
+
     def _objective(self) -> Objective:
         settings, classes = self.recipe.objective, self.data.train.classes
         counts = np.bincount(self.loader.labels, minlength=len(classes))

@@ -125,12 +125,12 @@ def _tried(recipe: Recipe, data: Splits, steps: int, world: World | None = None)
     world, nowhere = world or World(), RunFolder(Path("trial"))  # nothing is written there
     session = world.together(lambda: Session(recipe, data, nowhere, world=world))
     marks = [time.monotonic()]
-    for number, batch in enumerate(session.batches()):
+    # Spread over the whole run, in which images may grow: the last ones need the most memory.
+    numbers = (i * (session.steps - 1) // max(steps - 1, 1) for i in range(steps))
+    for number, batch in zip(numbers, session.batches(), strict=False):
         session.learner.step(batch, number)
         wait(session.device)
         marks.append(time.monotonic())
-        if len(marks) > steps:
-            break
     began = time.monotonic()
     session.measure()
     taken = len(marks) - 1
