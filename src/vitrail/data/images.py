@@ -1,5 +1,7 @@
-"""Whatever a caller has that is an image, opened: a file, its bytes, or pixels in memory."""
+"""Whatever a caller has that is an image: a file, its bytes, or pixels in memory."""
 
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,27 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.decode import Jpeg, open_image, upright
+from vitrail.data.inputs import Item, file_item
 from vitrail.errors import DataError
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
+
+
+def listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    """Give one image as a list of it, and others as they are."""
+    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | Tensor):
+        return [images]
+    return images
+
+
+def items_of(images: Iterable[ImageLike]) -> Iterator[Item]:
+    """Give each image as an item: a file by its path, others as `image 0`, `image 1` ..."""
+    for place, image in enumerate(images):
+        if isinstance(image, str | Path):
+            yield file_item(image)
+        else:
+            in_memory = not isinstance(image, bytes)
+            yield Item(f"image {place}", partial(open_any, image), in_memory=in_memory)
 
 
 def open_any(image: ImageLike | Jpeg) -> Jpeg | np.ndarray:

@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from torch import Tensor
 
+from vitrail.data.images import ImageLike, items_of, listed
 from vitrail.data.inputs import Item
 from vitrail.engines.build import torch_engine
 from vitrail.engines.torch_engine import TorchEngine
 from vitrail.errors import ConfigError, DataError, nearest
-from vitrail.inference.images import ImageLike, items_of, listed
 from vitrail.inference.runner import outputs
 from vitrail.model.vit import Tokens, ViT
 from vitrail.weights.bundle import Bundle

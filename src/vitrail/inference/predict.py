@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vitrail.data.images import ImageLike, items_of, listed
 from vitrail.data.inputs import Item
 from vitrail.engines.build import Engine, engine
 from vitrail.errors import ConfigError, NonFiniteError
-from vitrail.inference.images import ImageLike, items_of, listed
 from vitrail.inference.runner import Outputs, outputs
 from vitrail.weights.bundle import Bundle
 
