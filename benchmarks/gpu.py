@@ -10,6 +10,8 @@ fastest square product in bfloat16 on this device, measured in the same run (mul
 three products of a layer; augmentation counts as nothing). The timed steps run while torch raises
 an error for every wait of the host for the device.
 
+Bits: `vitrail train` twice, on the digits and on `--data`; are the weights equal to the bit?
+
 Accuracy: with `--data`, `vitrail train` from scratch with the flags printed in the table. It is
 that of the last weights on the held-out images; no epoch was chosen.
 """
@@ -136,6 +138,21 @@ def accuracy_table(data: str, minutes: str) -> list[str]:
     ]
 
 
+def bits_table(sources: list[str]) -> list[str]:
+    """Train each source twice for a few steps and say whether the weights are equal."""
+    rows = []
+    for source in sources:
+        words = ("--device", "cuda", "--train.dtype", "bfloat16", "--train.steps", "60")
+        mixing = ("--augment.mixup", "0.8", "--augment.cutmix", "1", "--train.drop.patches", "0.5")
+        files = []
+        with tempfile.TemporaryDirectory() as folder:
+            for turn in ("first", "second"):
+                train(source, Path(folder) / turn, *words, *mixing)
+                files.append((Path(folder) / turn / "last" / "model.safetensors").read_bytes())
+        rows.append(f"| {Path(source).name} | {'yes' if files[0] == files[1] else 'NO'} |")
+    return ["| 60 steps, twice | equal to the bit |", "|---|---|", *rows, ""]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="small images in classes, as CIFAR-10")
@@ -151,6 +168,7 @@ def main() -> None:
     name = torch.cuda.get_device_name(device)
     lines += [f"{name}, torch {torch.__version__}, vitrail {version}.", ""]
     lines += steps_table(device, arguments.rounds)
+    lines += bits_table(["digits", *filter(None, [arguments.data])])
     if arguments.data:
         lines += accuracy_table(arguments.data, arguments.minutes)
     print("\n".join(lines))
