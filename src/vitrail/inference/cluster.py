@@ -1,7 +1,9 @@
 """A Ray cluster: how it is reached, and how many models have room on it."""
 
+import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -59,8 +61,11 @@ def connected(address: str) -> Iterator[list[Machine]]:
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            if address not in ("auto", "local"):  # Ray itself tries for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f'there is no Ray cluster at "{address}" that can be used: {error}\n'
                 "`ray start --head` starts one, --ray local uses this machine alone"

@@ -104,7 +104,7 @@ class Parts:
                         "another -o"
                     ) from error
                 self._check(about)
-                for left in self._log("").glob(".*"):  # of processes that were killed
+                for left in self._log("").glob(".*part-*"):  # of processes that were killed
                     left.unlink()
                 write_json(self._log("command.json"), about)
                 sync(self.folder)
