@@ -18,13 +18,14 @@ from vitrail.data.inputs import Item, file_item, inputs
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, DataError, OutputError
 from vitrail.inference import cluster as module
+from vitrail.inference import distributed
 from vitrail.inference.cluster import Claim, Machine, claim
 from vitrail.inference.distributed import Cluster, predict_parts
-from vitrail.inference.part_worker import Cursor
+from vitrail.inference.part_worker import Cursor, Job
 from vitrail.inference.part_writers import embedder, predictor
 from vitrail.inference.parts import DEATHS, DeadPart, Parts, Range, Written, digest, ranges
 from vitrail.model.vit import ViT
-from vitrail.weights.bundle import Bundle
+from vitrail.weights.bundle import Bundle, save
 
 ITEMS = [file_item(f"{place}.png") for place in range(7)]
 PLAN = list(ranges(ITEMS, 3))
@@ -279,6 +280,47 @@ def test_a_part_without_a_readable_image_has_the_columns_of_the_others(
     assert [len(table) for table in tables] == [1, 0]
     assert np.array(tables[0].column("embedding").to_pylist()).shape == (1, *found[0].shape)
     assert [(part.images, part.failed) for part in found] == [(1, 0), (1, 1)]
+
+
+def here(bundle: Bundle, job: Job, missing: Iterable[Range], cluster: Cluster) -> Any:
+    """Do in this process what a cluster does."""
+    fill, cursor = job.writer(bundle, device="cpu"), Cursor(job.items)
+    return {part.number: job.parts.write(part, cursor.take(part), fill) for part in missing}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_the_command_line_writes_the_rows_of_one_machine(
+    form: str,
+    bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: ModuleSpec(name, None, origin="here"))
+    monkeypatch.setattr(distributed, "_run", here)
+    monkeypatch.chdir(tmp_path)
+    save(bundle, "model")
+    for place in range(5):
+        (tmp_path / f"{place}.png").write_bytes(picture(place) if place != 3 else b"broken")
+    words = ["*.png", "--batch-size", "2", "--device", "cpu"]
+    parts = ["--ray", "local", "--part-images", "2"]
+
+    codes = [main(["predict", "model", *words, "--format", form, "-o", "one"])]
+    codes += [main(["predict", "model", *words, "--format", form, "-o", "many", *parts])]
+    codes += [main(["embed", "model", *words, "-o", "one.parquet"])]
+    one = capsys.readouterr().out
+    codes += [main(["embed", "model", *words, "-o", "vectors", *parts])]
+
+    assert (codes, capsys.readouterr().out) == ([2] * 4, one)
+    assert parquet.read_table("vectors").equals(parquet.read_table("one.parquet"))
+    files = sorted((tmp_path / "many").glob(f"part-0000?.{form}"))
+    assert len(files) == 3
+    if form == "parquet":
+        assert parquet.read_table("many").equals(parquet.read_table("one"))
+    else:
+        head = 1 if form == "csv" else 0
+        rows = [line for file in files for line in file.read_text().splitlines()[head:]]
+        assert rows == (tmp_path / "one").read_text().splitlines()[head:]
 
 
 @pytest.mark.parametrize(
