@@ -53,7 +53,7 @@ def cluster() -> Iterator[Any]:
         for name, value in PATIENT.items():
             patch.setenv(name, value)
         ray = pytest.importorskip("ray")
-        from ray.cluster_utils import Cluster as LocalCluster
+        from ray.cluster_utils import Cluster as LocalCluster  # pyright: ignore[reportMissingImports]
 
         small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20}
         machines = LocalCluster(initialize_head=True, head_node_args=small)
@@ -94,7 +94,7 @@ def opening(words: list[str], victim: str, begun: Path) -> Any:
     """Give what opens the list: on the machine `victim`, it hangs in the middle of a part."""
 
     def items() -> Iterator[Item]:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         context = ray.get_runtime_context()
         is_victim = context.get_node_id() == victim

@@ -56,7 +56,7 @@ def connected(address: str) -> Iterator[list[Machine]]:
     check_ray(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported unless asked for
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of Ray Data's own ways
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     ours = not ray.is_initialized()
     if ours:

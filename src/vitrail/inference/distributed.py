@@ -167,8 +167,8 @@ def _run(
 
 def _outcomes(bundle: Bundle, job: Job, missing: Sequence[Range], taken: Claim) -> Any:
     """Give the number of each part with what is in it, or the error that it ended with."""
-    import ray
-    import ray.data
+    import ray  # pyright: ignore[reportMissingImports]
+    import ray.data  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current().copy()

@@ -80,7 +80,7 @@ class Worker:
 
     def _begin(self) -> None:
         """Open the list and build the model: once, and where its errors can be told."""
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         job, node = self.job, platform.node()
         if job.version != __version__:
