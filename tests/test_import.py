@@ -171,7 +171,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
              "fsspec"}  # fmt: skip
     # What a certificate compares with, where it is installed.
     peers = {"timm", "transformers", "torchvision", "vit_pytorch", "open_clip"}
-    extras = {"pyarrow", "datasets", "wandb"}
+    extras = {"pyarrow", "datasets", "wandb", "ray"}
 
     assert {package for file in FILES for package in outside(file)} <= known | peers | extras
 

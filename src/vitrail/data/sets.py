@@ -5,7 +5,7 @@ from functools import partial
 from itertools import chain
 
 from vitrail.data.address import Address, is_hidden, is_image
-from vitrail.data.inputs import Item, opened
+from vitrail.data.inputs import Item, inputs, opened
 from vitrail.data.sources import path_of, whole
 from vitrail.data.storage import join, parent, read, read_range
 from vitrail.errors import DataError
@@ -48,6 +48,18 @@ def labelled(
                 yield Item(path_of(source, i), read_bytes, label=label, split=split or None)
 
     return items(), notes
+
+
+def labelled_or_not(
+    data: str, image_column: str | None = None, label_column: str | None = None
+) -> tuple[Iterator[Item], tuple[str, ...]]:
+    """Give the same without labels, where there are none and no column of them is named."""
+    try:
+        return labelled(data, image_column, label_column)
+    except DataError:
+        if label_column:
+            raise
+        return inputs([data], image_column), ()
 
 
 def _members(tars: list[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:

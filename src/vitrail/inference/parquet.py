@@ -1,7 +1,7 @@
 """Tables as parquet, written a few thousand rows at a time; stands on the extra `datasets`."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -30,12 +30,15 @@ PREDICTIONS = pa.schema(
 
 def convert(rows: Path, target: Path) -> None:
     """Write predictions that are JSON lines in `rows` as a parquet file, whole or not at all."""
-    with (
-        rows.open(encoding="utf-8") as lines,
-        new_file(target) as file,
-        pq.ParquetWriter(file, PREDICTIONS) as writer,
-    ):
-        while batch := [_row(json.loads(line)) for line in islice(lines, _ROWS)]:
+    with rows.open(encoding="utf-8") as lines:
+        predictions(map(json.loads, lines), target)
+
+
+def predictions(rows: Iterable[dict[str, Any]], target: Path) -> None:
+    """Write predictions, in the form of their JSON, as a parquet file, whole or not at all."""
+    left = map(_row, rows)
+    with new_file(target) as file, pq.ParquetWriter(file, PREDICTIONS) as writer:
+        while batch := list(islice(left, _ROWS)):
             writer.write_table(pa.Table.from_pylist(batch, PREDICTIONS))
 
 

@@ -2,14 +2,16 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from vitrail.data.inputs import check, inputs
-from vitrail.errors import ConfigError, DataError
+from vitrail.data.inputs import Item, check, inputs
+from vitrail.errors import ConfigError
+from vitrail.verbs.over_ray import check_flags, embed_over_ray, predict_over_ray
 from vitrail.verbs.words import Device, Dtype, Images, Output, Text, as_json
 
 
@@ -28,14 +30,20 @@ class Predict:
     threads: int = 2  # that decode
     device: Device = "auto"
     dtype: Dtype = "float32"
+    ray: str | None = None  # a cluster: auto, HOST:PORT, or local; -o is a folder of parts then
+    part_images: int | None = None  # with --ray: of a part, else 1024 and so many batches
+    cores_per_model: int | None = None  # with --ray on CPUs, else all of the smallest machine
     json: bool = False  # print one JSON document
 
     def run(self) -> int:
         from vitrail.weights.origin import parse as parse_origin
 
+        check_flags(self)
         if parse_origin(self.model).kind == "preset":
             print(f"{self.model} has random weights: its answers mean nothing", file=sys.stderr)
         check(self.images)
+        if self.ray is not None:
+            return predict_over_ray(self)
         from vitrail.engines.build import engine
         from vitrail.inference.output import check_output, write_predictions
         from vitrail.inference.predict import batches, check_answers
@@ -78,11 +86,15 @@ class Embed:
     threads: int = 2  # that decode
     device: Device = "auto"
     dtype: Dtype = "float32"
+    ray: str | None = None  # a cluster: auto, HOST:PORT, or local; -o is a folder of parts then
+    part_images: int | None = None  # with --ray: of a part, else 1024 and so many batches
+    cores_per_model: int | None = None  # with --ray on CPUs, else all of the smallest machine
     json: bool = False  # print one JSON document
 
     def run(self) -> int:
         from vitrail.weights.origin import parse as parse_origin
 
+        check_flags(self)
         parse_origin(self.model)
         check([self.data])
         keep = self.neighbours is not None or self.probe
@@ -92,6 +104,8 @@ class Embed:
             raise ConfigError("patches are many vectors an image: compare pooled, class or mean")
         if self.neighbours is not None and self.neighbours < 1:
             raise ConfigError(f"neighbours is {self.neighbours}; it should be 1 or more")
+        if self.ray is not None:
+            return embed_over_ray(self)
         from vitrail.engines.build import torch_engine
         from vitrail.inference.embed import embedded
         from vitrail.inference.embedding import collect, insight
@@ -112,16 +126,12 @@ class Embed:
         print(as_json(found.to_json()) if self.json else found.text())
         return 2 if found.collected.bad else 0
 
-    def _items(self) -> Any:
+    def _items(self) -> Iterator[Item]:
         """Give the images, with labels where the data has them; only --probe has need of any."""
-        from vitrail.data.sets import labelled
+        from vitrail.data.sets import labelled, labelled_or_not
 
-        try:
-            items, notes = labelled(self.data, self.image_column, self.label_column)
-        except DataError:
-            if self.probe or self.label_column:
-                raise
-            return inputs([self.data], self.image_column)
+        opened = labelled if self.probe else labelled_or_not
+        items, notes = opened(self.data, self.image_column, self.label_column)
         for note in notes:
             print(note, file=sys.stderr)
         return items
