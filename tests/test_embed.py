@@ -20,7 +20,7 @@ from vitrail.data.inputs import Item, inputs
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import labelled
 from vitrail.engines.build import torch_engine
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, NonFiniteError
 from vitrail.inference import neighbours as module
 from vitrail.inference.embed import embed, embedded
 from vitrail.inference.embedding import Insight, collect, insight
@@ -73,6 +73,14 @@ def test_embeddings_are_the_model_s_tokens(bundle: Bundle, tokens: Any, layer: i
 def test_one_image_and_none_at_all_have_embeddings_too(bundle: Bundle) -> None:
     assert embed(bundle, PICTURES[0]).shape == (1, 24)
     assert embed(bundle, []).shape == (0, 24)
+
+
+def test_a_model_with_broken_weights_has_no_embeddings(bundle: Bundle) -> None:
+    broken = ViT(TINY)
+    torch.nn.init.constant_(broken.patch_embed.proj.weight, torch.nan)
+
+    with pytest.raises(NonFiniteError, match="weights are broken"):
+        embed(replace(bundle, model=broken), PICTURES[0])
 
 
 def test_what_cannot_be_embedded_is_told(bundle: Bundle) -> None:

@@ -137,6 +137,14 @@ def test_answers_that_are_not_finite_are_no_result(bundle: Bundle) -> None:
         measure(values, labels, LABELS)
 
 
+def test_a_model_with_broken_weights_is_not_compared_with_either(bundle: Bundle) -> None:
+    broken = ViT(TINY)
+    torch.nn.init.constant_(broken.patch_embed.proj.weight, torch.nan)
+
+    with pytest.raises(NonFiniteError, match="weights are broken"):
+        score(replace(bundle, model=broken), Memory("ab", "abcdefghi"), device="cpu")
+
+
 def test_accuracies_are_scikit_learn_s() -> None:
     values, labels = scores()
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import BadFile, Source, path_of
-from vitrail.engines.torch_engine import pick_device
-from vitrail.errors import ConfigError, DataError, NonFiniteError
+from vitrail.engines.torch_engine import check_finite, pick_device
+from vitrail.errors import ConfigError, DataError
 from vitrail.inference.calibration import best_temperature, calibration_error
 from vitrail.inference.details import Details, examine
 from vitrail.inference.measures import (
@@ -121,6 +121,7 @@ def score(
     found = answers(bundle.model, bundle.preprocess, loader, dtype)
     if not len(found.labels):
         raise DataError(_unreadable(source))
+    check_finite(found.scores)
     places = np.array([i for i in range(len(source)) if i not in found.bad])
     return Scored(
         found.scores.numpy(),
@@ -179,8 +180,7 @@ def measure(
 ) -> Evaluation:
     """Measure logits, N classes, against labels, N, of the classes `names`."""
     scores = scores.astype(np.float64)
-    if not np.isfinite(scores).all():
-        raise NonFiniteError("the model's answers are not finite numbers: its weights are broken")
+    check_finite(torch.from_numpy(scores))
     probabilities = softmax(scores)
     answers = scores.argmax(axis=1)
     right = answers == labels
