@@ -136,16 +136,20 @@ def score(
 
 def evaluation_loader(bundle: Bundle, source: Source, batch_size: int, threads: int) -> Loader:
     """Give a loader of labelled images, all of whose classes the bundle knows."""
-    loader = Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
+    check_classes(bundle, source)
+    return Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
+
+
+def check_classes(bundle: Bundle, source: Source, model: str = "this model") -> None:
+    """Raise `DataError` for images of a class that the model, called `model`, does not know."""
     if not bundle.labels:
-        raise ConfigError("this model has no classes to answer with: it gives features (classes 0)")
+        raise ConfigError(f"{model} has no classes to answer with: it gives features (classes 0)")
     unknown = [name for name in source.classes if name not in bundle.labels]
     if unknown:
         raise DataError(
-            f"the images have classes that this model does not know: {', '.join(unknown[:5])}; "
+            f"the images have classes that {model} does not know: {', '.join(unknown[:5])}; "
             f"it knows {', '.join(bundle.labels[:5])}{' ...' * (len(bundle.labels) > 5)}"
         )
-    return loader
 
 
 class Answers(NamedTuple):
