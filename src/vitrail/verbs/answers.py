@@ -92,6 +92,8 @@ class Embed:
             raise ConfigError("patches are many vectors an image: compare pooled, class or mean")
         if self.neighbours is not None and self.neighbours < 1:
             raise ConfigError(f"neighbours is {self.neighbours}; it should be 1 or more")
+        if not -1 <= self.threshold <= 1:
+            raise ConfigError(f"threshold is {self.threshold}; a cosine is from -1 to 1")
         from vitrail.engines.build import torch_engine
         from vitrail.inference.embed import embedded
         from vitrail.inference.embedding import collect, insight
