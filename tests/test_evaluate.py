@@ -156,6 +156,13 @@ def test_accuracies_are_scikit_learn_s() -> None:
     assert found.images == 400 and 0.4 < found.top1 < 0.9
 
 
+def test_equal_scores_are_no_answer_for_every_label() -> None:
+    found = measure(np.zeros((9, 9)), np.arange(9), LABELS)
+
+    # The first of equals is the likeliest class, and the first five are the top five.
+    assert (found.top1, found.top5) == (pytest.approx(1 / 9), pytest.approx(5 / 9))
+
+
 def test_fewer_than_five_classes_are_all_in_the_top_five() -> None:
     values, labels = scores()
 
