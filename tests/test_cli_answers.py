@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vitrail
 from runs import write_photos
 from vitrail.cli import main
 
@@ -151,6 +153,8 @@ def test_embed_takes_images_without_labels(trained: Path, say: Say) -> None:
         ("photos", "-o FILE, --neighbours K or --probe"),
         ("photos --probe --tokens patches", "many vectors an image"),
         ("photos --neighbours 0", "neighbours is 0"),
+        ("photos --neighbours 1 --threshold 1.5", "threshold is 1.5"),
+        ("photos --neighbours 1 --threshold nan", "threshold is nan"),
         ("photos -o a.txt", ".parquet or .npy"),
         ("*.gif -o a.npy", 'no file "*.gif"'),
         ("photos -o a.npy --layer 7", "no layer 7"),
@@ -211,6 +215,14 @@ def test_eval_says_what_it_measures_and_measures_what_it_is_asked_to(
     assert (
         counts["train"] + counts["val"] == counts["all"] == len(list(Path("photos").rglob("*.png")))
     )
+
+
+def test_a_run_on_a_table_is_measured_on_a_folder_too(trained: Path, say: Say) -> None:
+    bundle = vitrail.load(trained)
+    origin = {**(bundle.origin or {}), "image_column": "photo", "label_column": "kind"}
+    vitrail.save(replace(bundle, origin=origin), "of-a-table")
+
+    assert say("eval", "of-a-table", "photos").code == 0
 
 
 def test_images_of_one_class_can_be_measured(trained: Path, say: Say) -> None:

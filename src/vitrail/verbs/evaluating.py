@@ -46,6 +46,7 @@ class Eval:
 
     def _evaluated(self) -> int:
         from vitrail.data.parts import part
+        from vitrail.data.sources import WITH_COLUMNS
         from vitrail.inference.evaluate import check_classes, score
         from vitrail.inference.evaluation_files import (
             make_folder,
@@ -58,8 +59,9 @@ class Eval:
         bundle = load(self.model)
         # Data without a split of its own is split as in the run, or what the model has learned
         # from would be among what it is measured on.
-        origin = bundle.origin or {}
-        how = {name: origin[name] for name in SPLIT if name in origin}
+        origin, has_columns = bundle.origin or {}, parse(self.data).kind in WITH_COLUMNS
+        of_run = [name for name in SPLIT if has_columns or not name.endswith("_column")]
+        how = {name: origin[name] for name in of_run if name in origin}
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         how |= {name: column for name, column in columns.items() if column is not None}
         source, notes = part(self.data, self.split, **how)
