@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vitrail
 from runs import write_photos
 from vitrail.cli import main
 
@@ -93,6 +95,19 @@ def test_the_same_command_again_has_nothing_to_do_and_another_one_is_refused(
 
 
 @pytest.mark.slow
+def test_a_file_is_in_the_form_that_its_name_asks_for(trained: Path, say: Say) -> None:
+    words = ["predict", trained, "photos/dark"]
+
+    codes = [say(*words, "-o", name).code for name in ("a.csv", "a.jsonl", "a.json", "a.txt")]
+    said = say(*words, "-o", "b.csv", "--format", "jsonl")
+
+    assert codes == [0, 0, 0, 0] and said.code == 0
+    assert Path("a.csv").read_text().startswith("path,label,probability,")
+    lines = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert lines == json.loads(Path("a.json").read_text()) and Path("a.txt").read_text()[0] != "{"
+    assert Path("b.csv").read_text() == Path("a.jsonl").read_text()
+
+
 def test_a_killed_prediction_goes_on_to_the_same_file(trained: Path, say: Say) -> None:
     words = ["predict", str(trained), "digits", "--format", "jsonl", "--batch-size", "1"]
     say(*words, "-o", "whole.jsonl")
@@ -138,6 +153,8 @@ def test_embed_takes_images_without_labels(trained: Path, say: Say) -> None:
         ("photos", "-o FILE, --neighbours K or --probe"),
         ("photos --probe --tokens patches", "many vectors an image"),
         ("photos --neighbours 0", "neighbours is 0"),
+        ("photos --neighbours 1 --threshold 1.5", "threshold is 1.5"),
+        ("photos --neighbours 1 --threshold nan", "threshold is nan"),
         ("photos -o a.txt", ".parquet or .npy"),
         ("*.gif -o a.npy", 'no file "*.gif"'),
         ("photos -o a.npy --layer 7", "no layer 7"),
@@ -172,7 +189,9 @@ def test_eval_compares_corrupts_and_writes(trained: Path, say: Say) -> None:
         ("photos --predictions rows.txt", 2, ".jsonl or .csv"),
         ("photos -o photos", 5, "photos"),
         ("photos --against nowhere", 2, "nowhere"),
-        ("photos --against nano", 2, "does not know"),
+        ("photos --against nano", 2, "that nano does not know"),
+        ("photos --predictions no/rows.csv", 5, "there is no folder"),
+        ("photos --split test", 2, "has no split test, only train and val"),
     ],
 )
 def test_eval_refuses_what_it_cannot_do(
@@ -181,3 +200,49 @@ def test_eval_refuses_what_it_cannot_do(
     said = say("eval", trained, *words.split())
 
     assert said.code == code and told in said.err
+
+
+def test_eval_says_what_it_measures_and_measures_what_it_is_asked_to(
+    trained: Path, say: Say
+) -> None:
+    counts = {}
+    for split in ("held-out", "val", "train", "all"):
+        said = say("eval", trained, "photos", "--split", split, "--json")
+        counts[split] = json.loads(said.out)["images"]
+        assert ("--split all" in said.err) == (split == "held-out")
+
+    assert counts["held-out"] == counts["val"] and counts["train"] > counts["val"]
+    assert (
+        counts["train"] + counts["val"] == counts["all"] == len(list(Path("photos").rglob("*.png")))
+    )
+
+
+def test_a_run_on_a_table_is_measured_on_a_folder_too(trained: Path, say: Say) -> None:
+    bundle = vitrail.load(trained)
+    origin = {**(bundle.origin or {}), "image_column": "photo", "label_column": "kind"}
+    vitrail.save(replace(bundle, origin=origin), "of-a-table")
+
+    assert say("eval", "of-a-table", "photos").code == 0
+
+
+def test_images_of_one_class_can_be_measured(trained: Path, say: Say) -> None:
+    Path("photos/light").rename("away")
+
+    said = say("eval", trained, "photos", "--split", "all", "--json")
+
+    found = json.loads(said.out)
+    counts = {row["label"]: row["count"] for row in found["per_class"]}
+    assert said.code == 0 and counts == {"dark": found["images"], "light": 0}
+
+
+def test_an_evaluation_that_was_killed_while_it_was_written_is_written_again(
+    trained: Path, say: Say
+) -> None:
+    Path("evaluation").mkdir()
+    Path("evaluation/.predictions.jsonl.part").write_bytes(b"{")
+
+    assert say("eval", trained, "photos", "-o", "evaluation").code == 0
+    assert {p.name for p in Path("evaluation").iterdir()} == {
+        "evaluation.json",
+        "predictions.jsonl",
+    }

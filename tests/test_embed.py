@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vitrail.data.inputs import Item, inputs
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import labelled
 from vitrail.engines.build import torch_engine
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, NonFiniteError
 from vitrail.inference import neighbours as module
 from vitrail.inference.embed import embed, embedded
 from vitrail.inference.embedding import Insight, collect, insight
@@ -75,6 +76,14 @@ def test_one_image_and_none_at_all_have_embeddings_too(bundle: Bundle) -> None:
     assert embed(bundle, []).shape == (0, 24)
 
 
+def test_a_model_with_broken_weights_has_no_embeddings(bundle: Bundle) -> None:
+    broken = ViT(TINY)
+    torch.nn.init.constant_(broken.patch_embed.proj.weight, torch.nan)
+
+    with pytest.raises(NonFiniteError, match="weights are broken"):
+        embed(replace(bundle, model=broken), PICTURES[0])
+
+
 def test_what_cannot_be_embedded_is_told(bundle: Bundle) -> None:
     no_class = ViT(TINY.replace(class_token=False, pooling="mean", prefix_positions=0))
 
@@ -127,6 +136,24 @@ def test_files_hold_a_row_for_each_image_that_can_be_read(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(("rows", "size", "groups"), [(4, 2**20, [4, 3]), (99, 1, [1] * 7)])
+def test_row_groups_of_parquet_hold_many_batches(
+    bundle: Bundle,
+    rows: int,
+    size: int,
+    groups: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vitrail.inference.parquet._ROWS", rows)
+    monkeypatch.setattr("vitrail.inference.parquet._BYTES", size)
+
+    collect(batches(bundle, "mean", 1), str(tmp_path / "a.parquet"), keep=False)
+
+    found = parquet.ParquetFile(tmp_path / "a.parquet").metadata
+    assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == groups
+
+
 def test_without_one_image_there_is_no_file(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
 
@@ -146,11 +173,12 @@ def test_other_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         check_file("a.parquet")
 
 
-@pytest.mark.parametrize("block", [1, 7, 1024])
+@pytest.mark.parametrize(("block", "cells"), [(1, 2**24), (7, 2**24), (1024, 120), (1024, 2**24)])
 def test_neighbours_are_exact_in_blocks_of_any_size(
-    block: int, monkeypatch: pytest.MonkeyPatch
+    block: int, cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(module, "_CELLS", cells)
     vectors = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     vectors[30] = 3 * vectors[4]
     vectors[17] = 0
@@ -170,7 +198,29 @@ def test_neighbours_are_exact_in_blocks_of_any_size(
     assert found.duplicates[0].similarity == pytest.approx(1, abs=1e-6)
 
 
-def test_of_many_duplicates_the_most_similar_are_listed() -> None:
+def test_equal_neighbours_stand_in_the_order_of_their_rows() -> None:
+    vectors = np.eye(3, dtype=np.float32)[[0, 1, 0, 1, 0, 2, 0]]
+
+    found = neighbours(vectors, 4)
+
+    assert found.rows[0].tolist() == [2, 4, 6, 1] and found.rows[4].tolist() == [0, 2, 6, 1]
+
+
+def test_no_more_similarities_than_fit_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CELLS", 2**20)  # 4 MiB of them, not 64
+    vectors = np.ones((4000, 2), np.float32)  # each row a duplicate of every other
+
+    tracemalloc.start()
+    found = neighbours(vectors, 3, most=50)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (len(found.duplicates), found.duplicates_in_all) == (50, 4000 * 3999 // 2)
+    assert most < 64 * 2**20
+
+
+def test_of_many_duplicates_the_most_similar_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 2)
     angles = np.linspace(0, 0.2, 9)[:, None] ** 2
     vectors = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -179,6 +229,8 @@ def test_of_many_duplicates_the_most_similar_are_listed() -> None:
     assert (len(found.duplicates), found.duplicates_in_all) == (4, 36)
     assert found.rows.shape == (9, 8)
     listed = [pair.similarity for pair in found.duplicates]
+    every = sorted((p.similarity for p in neighbours(vectors, 1, 0.9).duplicates), reverse=True)
+    assert listed == every[:4]
     assert listed == sorted(listed, reverse=True)
     assert neighbours(vectors[:1], 3).rows.shape == (1, 0)
 

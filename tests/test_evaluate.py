@@ -137,6 +137,14 @@ def test_answers_that_are_not_finite_are_no_result(bundle: Bundle) -> None:
         measure(values, labels, LABELS)
 
 
+def test_a_model_with_broken_weights_is_not_compared_with_either(bundle: Bundle) -> None:
+    broken = ViT(TINY)
+    torch.nn.init.constant_(broken.patch_embed.proj.weight, torch.nan)
+
+    with pytest.raises(NonFiniteError, match="weights are broken"):
+        score(replace(bundle, model=broken), Memory("ab", "abcdefghi"), device="cpu")
+
+
 def test_accuracies_are_scikit_learn_s() -> None:
     values, labels = scores()
 
@@ -146,6 +154,13 @@ def test_accuracies_are_scikit_learn_s() -> None:
         wanted = metrics.top_k_accuracy_score(labels, values, k=k, labels=range(9))
         assert share == pytest.approx(wanted, abs=1e-12)
     assert found.images == 400 and 0.4 < found.top1 < 0.9
+
+
+def test_equal_scores_are_no_answer_for_every_label() -> None:
+    found = measure(np.zeros((9, 9)), np.arange(9), LABELS)
+
+    # The first of equals is the likeliest class, and the first five are the top five.
+    assert (found.top1, found.top5) == (pytest.approx(1 / 9), pytest.approx(5 / 9))
 
 
 def test_fewer_than_five_classes_are_all_in_the_top_five() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 import vitrail
 from conftest import TINY, randomize
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, NonFiniteError
 from vitrail.explaining.attention import Rollout, Rows, watching
 from vitrail.explaining.explain import explain
 from vitrail.explaining.faithfulness import faithfulness, prefixes
@@ -67,6 +67,26 @@ def test_attention_is_the_layers_own(bundle: Bundle) -> None:
     assert (found.layers, found.heads, found.queries) == ((0, 1), (0, 5), tuple(queries))
     assert (found.target, found.label, found.faithfulness) == (2, "c", None)
     np.testing.assert_allclose(found.map, found.maps.mean((0, 1, 2)), rtol=1e-5)
+
+
+def test_layers_heads_and_queries_stand_in_the_order_asked_for(bundle: Bundle) -> None:
+    forward = explain(bundle, PHOTO, "attention", None, [0, 1], [2, 5], ["class", (0, 1)])
+
+    backward = explain(bundle, PHOTO, "attention", None, [-1, 0, 1], [5, 2, 5], [(0, 1), "class"])
+
+    assert (backward.layers, backward.heads) == ((1, 0), (5, 2))
+    np.testing.assert_array_equal(backward.maps, forward.maps[::-1, ::-1, ::-1])
+    # A flow through layers has one order.
+    there, back = (explain(bundle, PHOTO, "rollout", layers=layers) for layers in ([0, 1], [1, 0]))
+    np.testing.assert_array_equal(there.maps, back.maps)
+
+
+@pytest.mark.parametrize("method", ["attention", "rollout", "relevance", "occlusion"])
+def test_a_model_with_broken_weights_is_not_explained(bundle: Bundle, method: Any) -> None:
+    torch.nn.init.constant_(bundle.model.patch_embed.proj.weight, torch.nan)
+
+    with pytest.raises(NonFiniteError, match="weights are broken"):
+        explain(bundle, PHOTO, method)
 
 
 @torch.no_grad()

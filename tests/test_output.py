@@ -16,7 +16,7 @@ from pyarrow import parquet
 from vitrail.data.inputs import Item, file_item
 from vitrail.errors import ConfigError, OutputError
 from vitrail.inference import journal
-from vitrail.inference.output import write_predictions
+from vitrail.inference.output import check_output, write_predictions
 from vitrail.inference.predict import Answer, Prediction
 from vitrail.inference.resumable import ResumableFile
 
@@ -314,6 +314,10 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         with pytest.raises(OutputError):
             write(how, tmp_path / "no" / "such" / "folder")
     assert not list(tmp_path.glob("*"))
+    with pytest.raises(OutputError, match="there is no folder"):
+        check_output("csv", str(tmp_path / "no" / "a.csv"))
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output("table", f"{tmp_path}/missing/")
 
 
 def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from vitrail.data.folders import open_folders
 from vitrail.data.listing import Found, Images
 from vitrail.errors import DataError
 
+WITH_COLUMNS = ("table", "list", "tar", "hub")  # addresses of data that may have columns
+
 
 class Source(Protocol):
     """Labelled images, read one by one in any order; `classes` are the training classes."""
@@ -73,7 +75,7 @@ def open_data(
     class, or held-out classes that are not the training ones.
     """
     address = parse(data)
-    if (image_column or label_column) and address.kind not in ("table", "list", "tar", "hub"):
+    if (image_column or label_column) and address.kind not in WITH_COLUMNS:
         raise DataError(f'"{data}" is no table, so that no column of it can be named')
     if address.kind == "digits":
         train, held_out = split(digits.load()[1], held_out_share, split_seed)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, NonFiniteError
 from vitrail.model.vit import ViT
 
 
@@ -36,6 +36,15 @@ class TorchEngine:
                 images = self.preprocess.normalize(images)
             with precision(self.device, self.dtype):
                 return compute(images).float()
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise `NonFiniteError` where a model gives what is no number: nothing can be said of it."""
+    if not values.isfinite().all():
+        raise NonFiniteError(
+            "the model's answers are not finite numbers: its weights are broken, or too large for "
+            "float16"
+        )
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -84,12 +84,14 @@ def pick_layers(
 ) -> list[Layer]:
     """Give the numbers of the blocks; for None all, but the last where heads are shown one by one.
 
-    Where they are, the attention of the pooling can be asked for as well, by itself.
+    Where they are, they stand in the order asked for, each once, and the attention of the pooling
+    can be asked for as well, by itself. What goes through layers goes through them in turn.
     """
     if layers is None:
         return [config.depth - 1] if attending else list(range(config.depth))
     if not attending or "pool" not in _some("layers", layers):
-        return sorted({_counted("layer", layer, config.depth) for layer in _some("layers", layers)})
+        blocks = [_counted("layer", layer, config.depth) for layer in _some("layers", layers)]
+        return list(dict.fromkeys(blocks if attending else sorted(blocks)))
     if config.pooling != "map":
         raise ConfigError(
             f'there is no layer "pool": this model pools by {config.pooling}, without attention'
@@ -100,10 +102,11 @@ def pick_layers(
 
 
 def pick_heads(heads: Sequence[int] | None, config: ViTConfig) -> list[int]:
-    """Give the numbers of the heads, all of them for None."""
+    """Give the numbers of the heads in the order asked for, each once; all of them for None."""
     if heads is None:
         return list(range(config.heads))
-    return sorted({_counted("head", head, config.heads) for head in _some("heads", heads)})
+    counted = (_counted("head", head, config.heads) for head in _some("heads", heads))
+    return list(dict.fromkeys(counted))
 
 
 def pick_queries(

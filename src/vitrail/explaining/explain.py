@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitrail.data.decode import Jpeg
 from vitrail.data.images import ImageLike, open_any
-from vitrail.engines.torch_engine import pick_device
+from vitrail.engines.torch_engine import check_finite, pick_device
 from vitrail.errors import ConfigError
 from vitrail.explaining.attention import Layer, Rollout, Rows, readout, watching
 from vitrail.explaining.choices import Asked, Method, Query, ask
@@ -102,7 +102,7 @@ def explain(
     `target` is a class by name or index, else the likeliest. `measure` adds the deletion and the
     insertion area against a random order, which takes up to 170 forward passes. Layers and heads
     count from 0, or from the end; `ConfigError` for one that there is not, `DataError` for an
-    image that cannot be read.
+    image that cannot be read, `NonFiniteError` for a model whose weights are broken.
     """
     config, preprocess = bundle.model.config, bundle.preprocess
     h, w = (side // config.patch_size for side in preprocess.size)
@@ -118,6 +118,7 @@ def explain(
     ready = preprocess.normalize(torch.from_numpy(pixels)[None].to(where))
 
     rows, logits = _FOUND_BY[asked.method](model, ready, asked)
+    check_finite(logits)
     best = int(logits.argmax()) if asked.target is None else asked.target
     prefix, patches = rows.float().cpu().split([rows.shape[-1] - h * w, h * w], dim=-1)
     maps = rearrange(patches, "... (h w) -> ... h w", h=h)

@@ -18,6 +18,7 @@ from torch import Tensor
 from vitrail.data.draws import uniform
 from vitrail.data.loader import Loader
 from vitrail.engines.build import Engine
+from vitrail.engines.torch_engine import check_finite
 from vitrail.errors import DataError, nearest
 from vitrail.inference.measures import wilson
 
@@ -68,8 +69,9 @@ def corruption_results(
         count += len(labels)
         for kind, severity in right:
             images = corrupt(batch.images, kind, severity, batch.places, seed)
-            answers = engine.run(images).argmax(dim=1).cpu().numpy()
-            right[kind, severity] += int((answers == labels).sum())
+            scores = engine.run(images).cpu()
+            check_finite(scores)
+            right[kind, severity] += int((scores.argmax(dim=1).numpy() == labels).sum())
     return tuple(
         Corrupted(kind, severity, hits / count, wilson(hits, count))
         for (kind, severity), hits in right.items()

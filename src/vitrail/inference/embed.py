@@ -9,7 +9,7 @@ from torch import Tensor
 from vitrail.data.images import ImageLike, items_of, listed
 from vitrail.data.inputs import Item
 from vitrail.engines.build import torch_engine
-from vitrail.engines.torch_engine import TorchEngine
+from vitrail.engines.torch_engine import TorchEngine, check_finite
 from vitrail.errors import ConfigError, DataError, nearest
 from vitrail.inference.runner import outputs
 from vitrail.model.vit import Tokens, ViT
@@ -42,7 +42,8 @@ def embed(
     `pooled` is what the head reads, `class` the class token, `mean` the patches' mean, `patches`
     every patch token, N P D; all after the final norm. `layer` is the block that they are taken
     after, 0 the first, -1 the last, None the whole encoder. Raises `DataError` for an image that
-    cannot be read, and `ConfigError` for tokens or a layer that the model does not have.
+    cannot be read, `ConfigError` for tokens or a layer that the model does not have, and
+    `NonFiniteError` for a model whose weights are broken.
     """
     runs = torch_engine(bundle, dtype, device)
     found = embedded(
@@ -73,6 +74,7 @@ def embedded(
 
     how = {"batch_size": batch_size, "threads": threads}
     for found in outputs(compute, items, engine.preprocess, engine.device, **how):
+        check_finite(found.values)
         pairs = list(zip(found.items, found.errors, strict=True))
         good = [item for item, error in pairs if error is None]
         bad = [(item, error) for item, error in pairs if error is not None]

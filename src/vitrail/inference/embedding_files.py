@@ -11,7 +11,7 @@ import numpy as np
 
 from vitrail.errors import ConfigError
 from vitrail.inference.embed import Embedded
-from vitrail.weights.disk import new_file
+from vitrail.weights.disk import check_place, new_file
 
 _HEADER = 128  # bytes of an .npy header, with room for any shape
 _SUFFIXES = (".parquet", ".npy")
@@ -19,7 +19,10 @@ Writer = Callable[[Embedded], None]
 
 
 def check_file(file: str) -> None:
-    """Raise `ConfigError` for a form that there is not, or for parquet without pyarrow."""
+    """Raise `ConfigError` for a form that there is not, or for parquet without pyarrow.
+
+    Raises `OutputError` for a place where no file can be.
+    """
     suffix = Path(file).suffix
     if suffix not in _SUFFIXES:
         raise ConfigError(f'-o "{file}" should end in {" or ".join(_SUFFIXES)}')
@@ -28,6 +31,7 @@ def check_file(file: str) -> None:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise ConfigError("parquet needs pyarrow: pip install vitrail[datasets]") from error
+    check_place(file)
 
 
 def embeddings_writer(file: str) -> AbstractContextManager[Writer]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import BadFile, Source, path_of
-from vitrail.engines.torch_engine import pick_device
-from vitrail.errors import ConfigError, DataError, NonFiniteError
+from vitrail.engines.torch_engine import check_finite, pick_device
+from vitrail.errors import ConfigError, DataError
 from vitrail.inference.calibration import best_temperature, calibration_error
 from vitrail.inference.details import Details, examine
 from vitrail.inference.measures import (
@@ -121,6 +121,7 @@ def score(
     found = answers(bundle.model, bundle.preprocess, loader, dtype)
     if not len(found.labels):
         raise DataError(_unreadable(source))
+    check_finite(found.scores)
     places = np.array([i for i in range(len(source)) if i not in found.bad])
     return Scored(
         found.scores.numpy(),
@@ -135,16 +136,20 @@ def score(
 
 def evaluation_loader(bundle: Bundle, source: Source, batch_size: int, threads: int) -> Loader:
     """Give a loader of labelled images, all of whose classes the bundle knows."""
-    loader = Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
+    check_classes(bundle, source)
+    return Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
+
+
+def check_classes(bundle: Bundle, source: Source, model: str = "this model") -> None:
+    """Raise `DataError` for images of a class that the model, called `model`, does not know."""
     if not bundle.labels:
-        raise ConfigError("this model has no classes to answer with: it gives features (classes 0)")
+        raise ConfigError(f"{model} has no classes to answer with: it gives features (classes 0)")
     unknown = [name for name in source.classes if name not in bundle.labels]
     if unknown:
         raise DataError(
-            f"the images have classes that this model does not know: {', '.join(unknown[:5])}; "
+            f"the images have classes that {model} does not know: {', '.join(unknown[:5])}; "
             f"it knows {', '.join(bundle.labels[:5])}{' ...' * (len(bundle.labels) > 5)}"
         )
-    return loader
 
 
 class Answers(NamedTuple):
@@ -179,8 +184,7 @@ def measure(
 ) -> Evaluation:
     """Measure logits, N classes, against labels, N, of the classes `names`."""
     scores = scores.astype(np.float64)
-    if not np.isfinite(scores).all():
-        raise NonFiniteError("the model's answers are not finite numbers: its weights are broken")
+    check_finite(torch.from_numpy(scores))
     probabilities = softmax(scores)
     answers = scores.argmax(axis=1)
     right = answers == labels

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,19 @@ from typing import Any
 from vitrail.errors import ConfigError, OutputError
 from vitrail.inference.evaluate import Scored
 from vitrail.inference.measures import softmax
-from vitrail.weights.disk import new_file, write_json, written
+from vitrail.weights.disk import check_place, new_file, write_json, written
 
 _TOP = 5
 _FILES = {"evaluation.json", "predictions.jsonl"}
+_LEFT = re.compile(r"\.(evaluation\.json|predictions\.jsonl)\.part$")  # by a kill in the middle
 _COLUMNS = ("path", "label", "answer", "probability", "right", "error")
 
 
 def check_predictions(file: str) -> None:
-    """Raise `ConfigError` for a file of predictions in a form that there is not."""
+    """Raise `ConfigError` for a form that there is not, `OutputError` for a place that is none."""
     if Path(file).suffix not in (".jsonl", ".csv"):
         raise ConfigError(f'--predictions "{file}" should end in .jsonl or .csv')
+    check_place(file)
 
 
 def check_folder(folder: str) -> None:
@@ -28,7 +31,8 @@ def check_folder(folder: str) -> None:
     path = Path(folder).expanduser()
     if path.exists() and not path.is_dir():
         raise OutputError(f'"{folder}" is a file; an evaluation needs a folder')
-    others = sorted(p.name for p in path.iterdir() if p.name not in _FILES) if path.exists() else []
+    inside = [p.name for p in path.iterdir()] if path.exists() else []
+    others = sorted({name for name in inside if not _LEFT.match(name)} - _FILES)
     if others:
         raise OutputError(
             f'"{folder}" holds other files and no evaluation ({", ".join(others[:3])}); give a new '
@@ -36,11 +40,16 @@ def check_folder(folder: str) -> None:
         )
 
 
-def write_evaluation(found: Mapping[str, Any], scored: Scored, folder: str) -> None:
-    """Write `evaluation.json` and `predictions.jsonl`, each whole or not at all."""
+def make_folder(folder: str) -> None:
+    """Make the folder of an evaluation, before any work is done that could not be written."""
     path = Path(folder).expanduser()
     with written(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def write_evaluation(found: Mapping[str, Any], scored: Scored, folder: str) -> None:
+    """Write `evaluation.json` and `predictions.jsonl`, each whole or not at all."""
+    path = Path(folder).expanduser()
     write_predictions(scored, str(path / "predictions.jsonl"))
     write_json(path / "evaluation.json", found)
 

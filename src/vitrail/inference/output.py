@@ -10,13 +10,24 @@ from vitrail.errors import ConfigError
 from vitrail.inference.predict import Prediction
 from vitrail.inference.resumable import SECONDS, ResumableFile
 from vitrail.inference.rows import FORMS, Form
-from vitrail.weights.disk import written
+from vitrail.weights.disk import check_place, written
 
 Answers = Callable[[Iterable[Item]], Iterator[list[Prediction]]]  # images in, batches out
 
 
+def form_of(output: str | None) -> str:
+    """Give the form that the name of a file asks for: of `.csv` csv; of none a table."""
+    suffix = Path(output or "").suffix.removeprefix(".")
+    return suffix if suffix in (*FORMS, "parquet") else "table"
+
+
 def check_output(how: str, output: str | None) -> None:
-    """Raise `ConfigError` for a parquet file without a name, or without pyarrow."""
+    """Raise `ConfigError` for a parquet file without a name, or without pyarrow.
+
+    Raises `OutputError` for a place where no file can be.
+    """
+    if output is not None:
+        check_place(output)
     if how != "parquet":
         return
     if output is None:

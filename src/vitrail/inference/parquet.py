@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from vitrail.inference.embed import Embedded
 from vitrail.weights.disk import new_file
 
-_ROWS = 4096  # of a row group
+_ROWS, _BYTES = 4096, 64 * 2**20  # of a row group, whichever comes first
 # The columns of the csv form, each in its own type.
 PREDICTIONS = pa.schema(
     {
@@ -64,16 +64,20 @@ def in_utf8(text: str) -> str:
 @contextmanager
 def embeddings(path: Path) -> Iterator[Callable[[Embedded], None]]:
     """Write path, label, split and embedding (of patches: a list of them) as a parquet file."""
-    names = [(name, pa.string()) for name in ("path", "label", "split")]
+    names = ("path", "label", "split", "embedding")
+    waiting: list[pa.Table] = []
     writer: pq.ParquetWriter | None = None
     with new_file(path) as file, ExitStack() as open:
 
-        def write(found: Embedded) -> None:
+        def write_group() -> None:
             nonlocal writer
-            column = _nested(found.vectors)
+            group = pa.concat_tables(waiting)
+            waiting.clear()
             if writer is None:
-                schema = pa.schema([*names, ("embedding", column.type)])
-                writer = open.enter_context(pq.ParquetWriter(file, schema))
+                writer = open.enter_context(pq.ParquetWriter(file, group.schema))
+            writer.write_table(group)
+
+        def write(found: Embedded) -> None:
             texts = [
                 [value if value is None else in_utf8(value) for value in values]
                 for values in (
@@ -82,10 +86,15 @@ def embeddings(path: Path) -> Iterator[Callable[[Embedded], None]]:
                     [item.split for item in found.items],
                 )
             ]
-            columns = [*(pa.array(values, pa.string()) for values in texts), column]
-            writer.write_table(pa.table(columns, schema=writer.schema))
+            columns = [pa.array(values, pa.string()) for values in texts]
+            waiting.append(pa.table([*columns, _nested(found.vectors)], names))
+            images, size = (sum(getattr(t, n) for t in waiting) for n in ("num_rows", "nbytes"))
+            if images >= _ROWS or size >= _BYTES:
+                write_group()
 
         yield write
+        if waiting:
+            write_group()
 
 
 def _nested(vectors: np.ndarray) -> Any:

@@ -9,7 +9,8 @@ from torch import Tensor
 from vitrail.data.images import ImageLike, items_of, listed
 from vitrail.data.inputs import Item
 from vitrail.engines.build import Engine, engine
-from vitrail.errors import ConfigError, NonFiniteError
+from vitrail.engines.torch_engine import check_finite
+from vitrail.errors import ConfigError
 from vitrail.inference.runner import Outputs, outputs
 from vitrail.weights.bundle import Bundle
 
@@ -104,8 +105,7 @@ def batches(
 
 
 def _predictions(found: Outputs, labels: tuple[str, ...], top: int) -> list[Prediction]:
-    if not found.values.isfinite().all():
-        raise NonFiniteError("the model's answers are not finite numbers: its weights are broken")
+    check_finite(found.values)
     best = iter(_best(found.values, labels, top) if len(found.values) else ())
     return [
         Prediction(path=item.name, error=error, top=next(best) if error is None else ())

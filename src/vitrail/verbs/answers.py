@@ -22,7 +22,7 @@ class Predict:
     model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
     images: Images  # files, folders, "patterns", or DATA addresses
     top: int = 5  # classes to answer with
-    format: Literal["table", "csv", "jsonl", "parquet"] = "table"
+    format: Literal["table", "csv", "jsonl", "parquet"] | None = None  # else as -o ends, or a table
     output: Output = None  # a file; where it was begun by the same command, it is continued
     image_column: str | None = None  # of a table, else image, img, path or file
     engine: Literal["auto", "torch"] = "auto"
@@ -45,11 +45,11 @@ class Predict:
         if self.ray is not None:
             return predict_over_ray(self)
         from vitrail.engines.build import engine
-        from vitrail.inference.output import check_output, write_predictions
+        from vitrail.inference.output import check_output, form_of, write_predictions
         from vitrail.inference.predict import batches, check_answers
         from vitrail.weights.loading import load
 
-        form = "json" if self.json else self.format
+        form = "json" if self.json else self.format or form_of(self.output)
         check_output(form, self.output)
         bundle = load(self.model)
         check_answers(bundle, self.top)
@@ -104,6 +104,8 @@ class Embed:
             raise ConfigError("patches are many vectors an image: compare pooled, class or mean")
         if self.neighbours is not None and self.neighbours < 1:
             raise ConfigError(f"neighbours is {self.neighbours}; it should be 1 or more")
+        if not -1 <= self.threshold <= 1:
+            raise ConfigError(f"threshold is {self.threshold}; a cosine is from -1 to 1")
         if self.ray is not None:
             return embed_over_ray(self)
         from vitrail.engines.build import torch_engine

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vitrail.data.address import parse
 from vitrail.verbs.words import SPLIT, Device, Dtype, Output, Text, as_json
@@ -16,7 +16,8 @@ class Eval:
     """Measure a model on labelled images: accuracy, calibration, classes, confusion, labels."""
 
     model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
-    data: Text  # its held-out images are measured
+    data: Text  # its held-out images are measured, or those of --split
+    split: Literal["held-out", "train", "val", "test", "all"] = "held-out"  # or one by its name
     against: str | None = None  # another model, to compare with on the same images
     corruptions: bool = False  # five kinds at five severities: takes 25 times as long
     predictions: str | None = None  # a .jsonl or .csv file to write, one row an image
@@ -44,40 +45,53 @@ class Eval:
         return self._evaluated()
 
     def _evaluated(self) -> int:
-        from vitrail.data.sources import open_data
-        from vitrail.inference.evaluate import score
-        from vitrail.inference.evaluation_files import write_evaluation, write_predictions
+        from vitrail.data.parts import part
+        from vitrail.data.sources import WITH_COLUMNS
+        from vitrail.inference.evaluate import check_classes, score
+        from vitrail.inference.evaluation_files import (
+            make_folder,
+            write_evaluation,
+            write_predictions,
+        )
         from vitrail.inference.evaluation_text import evaluation_text
         from vitrail.weights.loading import load
 
         bundle = load(self.model)
         # Data without a split of its own is split as in the run, or what the model has learned
         # from would be among what it is measured on.
-        origin = bundle.origin or {}
-        how = {name: origin[name] for name in SPLIT if name in origin}
+        origin, has_columns = bundle.origin or {}, parse(self.data).kind in WITH_COLUMNS
+        of_run = [name for name in SPLIT if has_columns or not name.endswith("_column")]
+        how = {name: origin[name] for name in of_run if name in origin}
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         how |= {name: column for name, column in columns.items() if column is not None}
-        source = open_data(self.data, **how).held_out
-        runs: dict[str, Any] = {"batch_size": self.batch_size, "threads": self.threads}
-        runs |= {"device": self.device, "dtype": self.dtype}
-        scored = score(bundle, source, **runs)
+        source, notes = part(self.data, self.split, **how)
+        for note in notes:
+            print(note, file=sys.stderr)
+        check_classes(bundle, source, self.model)
+        other = None if self.against is None else load(self.against)
+        if other is not None:
+            check_classes(other, source, str(self.against))
+        if self.output is not None:
+            make_folder(self.output)
+        scored = score(bundle, source, **self._runs())
         found = scored.evaluation()
         values, texts = found.to_json(), [evaluation_text(found)]
-        for add in (self._corrupted, self._compared):
-            for name, value, text in add(bundle, source, scored, runs):
-                values[name] = value
-                texts.append(text)
+        added = [*self._corrupted(bundle, source, scored), *self._compared(other, source, scored)]
+        for name, value, text in added:
+            values[name] = value
+            texts.append(text)
         for file in found.bad:
             print(f"not read: {file.path}: {file.reason}", file=sys.stderr)
+        # Told before it is written: a full disk must not cost what was found.
+        print(as_json(values) if self.json else "\n\n".join(texts), flush=True)
         if self.predictions is not None:
             write_predictions(scored, self.predictions)
         if self.output is not None:
             values |= {"model": self.model, "data": self.data}
             write_evaluation(values, scored, self.output)
-        print(as_json(values) if self.json else "\n\n".join(texts))
         return 2 if found.failed else 0
 
-    def _corrupted(self, bundle: Any, source: Any, scored: Any, runs: Any) -> Iterator[Found]:
+    def _corrupted(self, bundle: Any, source: Any, scored: Any) -> Iterator[Found]:
         if not self.corruptions:
             return
         from vitrail.engines.build import engine
@@ -91,15 +105,17 @@ class Eval:
         clean = sum(scored.right().values()) / len(scored.labels)
         yield "corruptions", [row._asdict() for row in found], corruptions_text(found, clean)
 
-    def _compared(self, bundle: Any, source: Any, scored: Any, runs: Any) -> Iterator[Found]:
-        if self.against is None:
+    def _compared(self, bundle: Any, source: Any, scored: Any) -> Iterator[Found]:
+        if bundle is None:
             return
         from vitrail.inference.comparing import compare
         from vitrail.inference.evaluate import score
         from vitrail.inference.evaluation_text import comparison_text
-        from vitrail.weights.loading import load
 
-        other = score(load(self.against), source, **runs)
-        found = compare(scored.right(), other.right())
+        found = compare(scored.right(), score(bundle, source, **self._runs()).right())
         values = {"model": self.against, **found._asdict()}
-        yield "against", values, comparison_text(found, self.against)
+        yield "against", values, comparison_text(found, str(self.against))
+
+    def _runs(self) -> dict[str, Any]:
+        how = {"batch_size": self.batch_size, "threads": self.threads}
+        return how | {"device": self.device, "dtype": self.dtype}

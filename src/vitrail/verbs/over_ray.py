@@ -29,7 +29,7 @@ def check_flags(flags: "Predict | Embed") -> None:
 
 def predict_over_ray(flags: "Predict") -> int:
     """Write the answers of `vitrail predict` as parts of a folder."""
-    if flags.json or flags.format == "table":
+    if flags.json or flags.format in (None, "table"):
         given = "--json" if flags.json else "a table"
         raise ConfigError(f"{given} has no parts: give --format csv, jsonl or parquet with --ray")
     from vitrail.inference.distributed import predict_parts

@@ -151,6 +151,18 @@ def mend(folder: Path) -> None:
             left.unlink()
 
 
+def check_place(file: str) -> None:
+    """Raise `OutputError` where no file can be: a folder is there, or there is none above it."""
+    path = Path(file).expanduser()
+    if file.endswith("/") or path.is_dir():
+        raise OutputError(f'"{file}" is a folder; name a file to write')
+    if not path.absolute().parent.is_dir():
+        raise OutputError(
+            f'"{path}" cannot be written: there is no folder "{path.parent}"; make it, or name '
+            "another file"
+        )
+
+
 def check_room(path: Path, needed: int) -> None:
     """Raise `OutputError` where the disk of `path` has not as many bytes free."""
     free = _free(path)
