@@ -57,9 +57,16 @@ def corrupt(images: Tensor, kind: str, severity: int, places: np.ndarray, seed: 
 
 
 def corruption_results(
-    engine: Engine, loader: Loader, names: tuple[str, ...], seed: int = 0
+    engine: Engine,
+    loader: Loader,
+    names: tuple[str, ...],
+    seed: int = 0,
+    seen: Callable[[int], None] = lambda count: None,
 ) -> tuple[Corrupted, ...]:
-    """Measure the accuracy under each kind and severity; every image is decoded once."""
+    """Measure the accuracy under each kind and severity; every image is decoded once.
+
+    `seen` is told of each image once for each of them.
+    """
     place_of = np.array([names.index(name) for name in loader.source.classes])
     right, count = {(k, s): 0 for k in KINDS for s in SEVERITIES}, 0
     for batch in loader.once():
@@ -72,6 +79,7 @@ def corruption_results(
             scores = engine.run(images).cpu()
             check_finite(scores)
             right[kind, severity] += int((scores.argmax(dim=1).numpy() == labels).sum())
+            seen(len(labels))
     return tuple(
         Corrupted(kind, severity, hits / count, wilson(hits, count))
         for (kind, severity), hits in right.items()

@@ -1,6 +1,6 @@
 """How good the answers are: accuracy with its interval, calibration, classes, confusion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -114,11 +114,12 @@ def score(
     device: str = "auto",
     dtype: str = "float32",
     threads: int = 2,
+    seen: Callable[[int], None] = lambda count: None,
 ) -> Scored:
-    """Answer for every image of `source`; raises as `evaluate` does."""
+    """Answer for every image of `source`; raises as `evaluate` does. `seen` hears of each batch."""
     loader = evaluation_loader(bundle, source, batch_size, threads)
     bundle.model.to(pick_device(device))
-    found = answers(bundle.model, bundle.preprocess, loader, dtype)
+    found = answers(bundle.model, bundle.preprocess, loader, dtype, seen)
     if not len(found.labels):
         raise DataError(_unreadable(source))
     check_finite(found.scores)
@@ -160,9 +161,18 @@ class Answers(NamedTuple):
     bad: dict[int, BadFile]
 
 
-def answers(model: ViT, preprocess: Preprocess, loader: Loader, dtype: str) -> Answers:
-    """Give a model's answers to every sample of a loader."""
-    batches = list(logits(model, preprocess, loader, dtype))
+def answers(
+    model: ViT,
+    preprocess: Preprocess,
+    loader: Loader,
+    dtype: str,
+    seen: Callable[[int], None] = lambda count: None,
+) -> Answers:
+    """Give a model's answers to every sample of a loader; `seen` is told how many are new."""
+    batches = []
+    for batch in logits(model, preprocess, loader, dtype):
+        batches.append(batch)
+        seen(len(batch[1]))
     none = (torch.empty(0, model.config.classes), torch.empty(0, dtype=torch.long))
     scores, labels = map(torch.cat, zip(*batches or [none], strict=True))
     return Answers(scores, labels, loader.bad)

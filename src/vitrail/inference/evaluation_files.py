@@ -49,6 +49,7 @@ def make_folder(folder: str) -> None:
 
 def write_evaluation(found: Mapping[str, Any], scored: Scored, folder: str) -> None:
     """Write `evaluation.json` and `predictions.jsonl`, each whole or not at all."""
+    make_folder(folder)
     path = Path(folder).expanduser()
     write_predictions(scored, str(path / "predictions.jsonl"))
     write_json(path / "evaluation.json", found)

@@ -44,6 +44,7 @@ class Predict:
         check(self.images)
         if self.ray is not None:
             return predict_over_ray(self)
+        from vitrail.data.progress import counted
         from vitrail.engines.build import engine
         from vitrail.inference.output import check_output, form_of, write_predictions
         from vitrail.inference.predict import batches, check_answers
@@ -56,11 +57,13 @@ class Predict:
         runs = engine(bundle, self.engine, self.dtype, device=self.device)
         how = {"batch_size": self.batch_size, "threads": self.threads}
         made_by = {"top": self.top, "engine": runs.name, "dtype": runs.dtype}
+        items = inputs(self.images, self.image_column)
         if self.output is not None:
-            made_by["model"] = bundle.digest()
+            made_by |= {"model": bundle.digest(), "image_column": self.image_column}
+            items = counted(items, "images taken:")
         failed = write_predictions(
             lambda items: batches(runs, bundle.labels, items, self.top, **how),
-            inputs(self.images, self.image_column),
+            items,
             form,
             self.output,
             made_by,

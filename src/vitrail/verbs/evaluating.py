@@ -46,7 +46,9 @@ class Eval:
 
     def _evaluated(self) -> int:
         from vitrail.data.parts import part
+        from vitrail.data.progress import Counter
         from vitrail.data.sources import WITH_COLUMNS
+        from vitrail.inference.corruptions import KINDS, SEVERITIES
         from vitrail.inference.evaluate import check_classes, score
         from vitrail.inference.evaluation_files import (
             make_folder,
@@ -73,10 +75,15 @@ class Eval:
             check_classes(other, source, str(self.against))
         if self.output is not None:
             make_folder(self.output)
-        scored = score(bundle, source, **self._runs())
+        looks = 1 + (other is not None) + self.corruptions * len(KINDS) * len(SEVERITIES)
+        with Counter("images answered for:", looks * len(source)) as counter:
+            scored = score(bundle, source, seen=counter.add, **self._runs())
+            added = [
+                *self._corrupted(bundle, source, scored, counter.add),
+                *self._compared(other, source, scored, counter.add),
+            ]
         found = scored.evaluation()
         values, texts = found.to_json(), [evaluation_text(found)]
-        added = [*self._corrupted(bundle, source, scored), *self._compared(other, source, scored)]
         for name, value, text in added:
             values[name] = value
             texts.append(text)
@@ -91,7 +98,7 @@ class Eval:
             write_evaluation(values, scored, self.output)
         return 2 if found.failed else 0
 
-    def _corrupted(self, bundle: Any, source: Any, scored: Any) -> Iterator[Found]:
+    def _corrupted(self, bundle: Any, source: Any, scored: Any, seen: Any) -> Iterator[Found]:
         if not self.corruptions:
             return
         from vitrail.engines.build import engine
@@ -101,18 +108,19 @@ class Eval:
 
         loader = evaluation_loader(bundle, source, self.batch_size, self.threads)
         runs = engine(bundle, dtype=self.dtype, device=self.device)
-        found = corruption_results(runs, loader, bundle.labels)
+        found = corruption_results(runs, loader, bundle.labels, seen=seen)
         clean = sum(scored.right().values()) / len(scored.labels)
         yield "corruptions", [row._asdict() for row in found], corruptions_text(found, clean)
 
-    def _compared(self, bundle: Any, source: Any, scored: Any) -> Iterator[Found]:
+    def _compared(self, bundle: Any, source: Any, scored: Any, seen: Any) -> Iterator[Found]:
         if bundle is None:
             return
         from vitrail.inference.comparing import compare
         from vitrail.inference.evaluate import score
         from vitrail.inference.evaluation_text import comparison_text
 
-        found = compare(scored.right(), score(bundle, source, **self._runs()).right())
+        other = score(bundle, source, seen=seen, **self._runs())
+        found = compare(scored.right(), other.right())
         values = {"model": self.against, **found._asdict()}
         yield "against", values, comparison_text(found, str(self.against))
 
