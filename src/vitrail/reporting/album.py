@@ -1,6 +1,6 @@
 """The images behind answers, found again where the data lies, and where the model looked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 

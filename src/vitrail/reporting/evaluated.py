@@ -66,7 +66,9 @@ def checked(found: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         sides = {len(row) for row in found["confusion"]} | {len(found["confusion"])}
         whole = all(isinstance(n, int | float) for n in (*numbers, *counts)) and sum(counts)
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} holds no evaluation ({error!r}); measure the model again") from error
+        raise DataError(
+            f"{path} holds no evaluation ({error!r}); measure the model again"
+        ) from error
     if not whole or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path} holds no evaluation: its figures are no numbers; measure again")
     if sides != {len(names)}:

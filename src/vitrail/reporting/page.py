@@ -76,9 +76,9 @@ def write_evaluation_page(folder: Path, path: Path | None = None) -> Path:
     evaluated = read_evaluation(folder)
     found = evaluated.found
     shown = measured(evaluated, place_of(found))
-    lacking = [
-        "predictions.jsonl is not in the folder: mistakes and doubts, image by image."
-    ] * (evaluated.answers is None)
+    lacking = ["predictions.jsonl is not in the folder: mistakes and doubts, image by image."] * (
+        evaluated.answers is None
+    )
     model, data = (str(found.get(key, key.upper())) for key in ("model", "data"))
     again = shlex.join(["vitrail", "eval", model, data, "-o", str(folder)])
     return write_page(

@@ -91,7 +91,9 @@ def sentence(run: RunFiles) -> str:
     if status == "failed":
         return f"This run failed after {of}{epochs}; the last line of log.txt says why."
     if status is None:
-        return f"Whether this run has ended is not known, as it has no summary.json: {of} were taken."
+        return (
+            f"Whether this run has ended is not known, as it has no summary.json: {of} were taken."
+        )
     return (
         f"This run had not ended when this page was written: {of} were taken{epochs}. If nothing "
         "trains it any more, it was killed, and can go on from where it was saved."
