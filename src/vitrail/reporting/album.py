@@ -53,7 +53,7 @@ def album(labels: Mapping[str, str], place: Place) -> Album:
         source = _source(place)
         pictures, notes = _opened(source, labels)
     except (VitrailError, OSError) as error:
-        return Album({}, (f"The images are not shown: {error}.",))
+        return Album({}, (f"The images are not shown: {_told(error)}",))
     shown = {
         path: reduced(p.pixels() if isinstance(p, Jpeg) else p, _WIDEST)
         for path, p in pictures.items()
@@ -62,8 +62,14 @@ def album(labels: Mapping[str, str], place: Place) -> Album:
     try:
         looks |= _under_maps(shown, pictures, place.model)
     except (VitrailError, OSError, MemoryError) as error:
-        notes.append(f"Where the model looked is not shown: {error}.")
+        notes.append(f"Where the model looked is not shown: {_told(error)}")
     return Album(looks, tuple(notes))
+
+
+def _told(error: BaseException) -> str:
+    """Give an error as the end of a sentence."""
+    text = str(error) or type(error).__name__
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _source(place: Place) -> Source:

@@ -60,7 +60,7 @@ def write_comparison_page(folders: Sequence[Path], path: Path) -> Path:
         name=f"{len(entries)} side by side",
         sentence=_sentence(entries),
         rows=[_row(entry) for entry in entries],
-        accuracies=_accuracies(entries),
+        accuracies=_accuracies(entries, bool(duels)),
         curves=list(_curves(entries)),
         keys=[(entry.name, *_style(i)) for i, entry in _drawn(entries)],
         recipes=recipes,
@@ -161,7 +161,7 @@ def _curves(entries: Sequence[Entry]) -> Iterator[Chart]:
             yield Chart(title, svg, note)
 
 
-def _accuracies(entries: Sequence[Entry]) -> Chart | None:
+def _accuracies(entries: Sequence[Entry], paired: bool) -> Chart | None:
     """Draw the accuracies with their intervals, one beneath the other."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -194,8 +194,9 @@ def _accuracies(entries: Sequence[Entry]) -> Chart | None:
     )
     note = (
         "Dots are accuracies, lines their 95 % intervals (Wilson's). Of two whose lines do not "
-        "overlap, one is better; where they do, the pairs below tell more."
+        "overlap, one is very likely better."
     )
+    note += " Where they do, the pairs below tell more." * paired
     svg = drawn("accuracies", f"Accuracies: {'; '.join(texts)}.", paint, height=height)
     return Chart("Accuracy", svg, note)
 

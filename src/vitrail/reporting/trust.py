@@ -30,7 +30,7 @@ def calibration(found: Mapping[str, Any]) -> str:
     bins = [row for row in found["reliability"] if row["images"]]
     sure = sum(row["confidence"] * row["images"] for row in bins) / found["images"]
     low, high = found["top1_interval"]
-    verdict = "about as sure as it is right"
+    verdict = f"as sure as it is right, as far as {found['images']:,} answers can tell"
     if not low <= sure <= high:
         verdict = "surer than it should be" if sure > high else "more modest than it need be"
     worst = max(bins, key=lambda row: row["images"] * abs(row["confidence"] - row["accuracy"]))
