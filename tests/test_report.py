@@ -179,7 +179,9 @@ def test_an_evaluation_has_a_page(tmp_path: Path) -> None:
     )
     assert "1 file could not be read and is in no figure" in tags.text
     assert f"vitrail eval runs/photos-1 nowhere -o {folder}" in tags.text
-    assert "Of the 20 images with a shorter side of 70–110 pixels 95.0% are named right" in tags.text
+    assert (
+        "Of the 20 images with a shorter side of 70–110 pixels 95.0% are named right" in tags.text
+    )
     assert 'The images are not shown: there is no data at "nowhere"' in tags.text
     assert page.count("<svg") == 3
 

@@ -128,7 +128,7 @@ def _picture(confusion: np.ndarray) -> Picture:
         np.add.reduceat(np.add.reduceat(part, edges, axis=0), edges, axis=1)
         for part in (right, confusion - right)
     ]
-    images = np.maximum(sum(cells).sum(axis=1, keepdims=True), 1)
+    images = np.maximum((cells[0] + cells[1]).sum(axis=1, keepdims=True), 1)
     hits, misses = (part / images for part in cells)
     colour = np.where((misses > hits)[..., None], _MISS, _HIT)
     # One image of many in a row must be seen, too.
