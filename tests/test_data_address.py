@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitrail.data.address import expand, parse
+from vitrail.data.address import parse
 from vitrail.data.sources import largest_side, open_data
 from vitrail.errors import DataError
 
@@ -113,34 +113,6 @@ def test_a_compressed_archive_is_refused_with_what_to_do(tmp_path: Path, name: s
         open_data(str(tmp_path / name))
     with pytest.raises(DataError, match=r"compressed.*unpack it"):
         open_data(str(tmp_path))  # the only thing in its folder
-
-
-def test_a_folder_is_expanded_to_its_images_and_a_file_is_left_to_its_reader(
-    tmp_path: Path,
-) -> None:
-    fill(tmp_path / "in", "b.png", "a/c.JPG", ".cache/d.png", ".ipynb_checkpoints/e.png", ".f.png")
-    fill(tmp_path / "in", "__MACOSX/g.png", "notes.txt")
-    long = "x" * 300
-
-    paths = expand(["missing.png", str(tmp_path / "in"), long])
-
-    inside = [str(tmp_path / "in" / name) for name in ("a/c.JPG", "b.png")]
-    assert paths == ["missing.png", *inside, long]
-
-
-def test_a_folder_below_a_hidden_one_is_expanded_all_the_same(tmp_path: Path) -> None:
-    fill(tmp_path / ".cache" / "photos", "a.png")
-
-    assert expand([str(tmp_path / ".cache" / "photos")]) == [
-        str(tmp_path / ".cache" / "photos" / "a.png")
-    ]
-
-
-def test_a_folder_without_an_image_is_not_expanded(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-
-    with pytest.raises(DataError, match="holds no image"):
-        expand([str(tmp_path)])
 
 
 def test_the_largest_side_is_the_first_image_s_that_can_be_opened(tmp_path: Path) -> None:

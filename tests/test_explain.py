@@ -25,6 +25,7 @@ from vitrail.explaining.inside import (
 )
 from vitrail.explaining.occlusion import occlusion, windows
 from vitrail.explaining.relevance import relevance
+from vitrail.explaining.rollout import rollouts
 from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
 
@@ -126,6 +127,17 @@ def test_without_a_class_token_the_patches_ask_and_a_pooling_is_asked_for() -> N
     wanted = pool.maps["pool"][0].mean(0) @ rollout.flow[0]
     np.testing.assert_allclose(mixed.maps.ravel(), wanted.ravel(), rtol=1e-4)
     assert explain(bundle, PHOTO, "relevance").maps.max() > 0
+
+
+@pytest.mark.parametrize("config", [TINY, TINY.replace(pooling="mean"), SIGLIP])
+def test_many_images_are_rolled_out_as_one_by_one(config: vitrail.ViTConfig) -> None:
+    bundle = bundle_of(config)
+    photos = [np.roll(PHOTO, 5 * i, axis=1) for i in range(9)]  # one more than a pass takes
+
+    found = list(rollouts(bundle, photos, "cpu"))
+
+    for values, photo in zip(found, photos, strict=True):
+        np.testing.assert_allclose(values, explain(bundle, photo).map, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", ["attention", "rollout"])

@@ -55,6 +55,12 @@ def test_a_folder_is_the_images_below_it_by_name() -> None:
     assert sorted(greys("photos")) == list(range(len(ODD)))
 
 
+def test_a_folder_below_a_hidden_one_is_looked_into_all_the_same() -> None:
+    write(".cache/photos", pictures("a.png"))
+
+    assert names(".cache/photos") == [".cache/photos/a.png"]
+
+
 def test_a_file_keeps_its_place_whether_or_not_it_is_there() -> None:
     write(".", pictures("a.png"))
 

@@ -127,6 +127,8 @@ def test_a_run_folder_holds_the_files_of_the_design_and_no_others(whole: Path) -
         "last",
         "examples",
         "summary.json",
+        "evaluation.json",
+        "predictions.jsonl",
     }
     assert {p.name for p in (whole / "last").iterdir()} == {"model.safetensors", "config.json"}
     assert not [path for path in whole.rglob("*") if path.name.startswith(".")]

@@ -15,6 +15,7 @@ from vitrail.verbs.answers import Embed, Explain, Predict
 from vitrail.verbs.data import Data
 from vitrail.verbs.evaluating import Eval
 from vitrail.verbs.models import Convert, Doctor, Presets, Push, Summary
+from vitrail.verbs.reporting import Report
 from vitrail.verbs.training import Train
 
 VERBS: dict[str, type] = {
@@ -26,6 +27,7 @@ VERBS: dict[str, type] = {
         Predict,
         Embed,
         Explain,
+        Report,
         Summary,
         Presets,
         Convert,

@@ -122,10 +122,14 @@ class Loader:
 
         Each rank gives its share of them: together, in the order of ranks, they are all.
         """
-        own = np.array_split(np.arange(len(self.source)), self.ranks)[self.rank]
+        own = self.own()
         share = self.batch_size // self.ranks
         parts = (own[i : i + share] for i in range(0, len(own), share))
         return self._read(Part(part, part, np.zeros_like(part), 0) for part in parts)
+
+    def own(self) -> np.ndarray:
+        """Give the places in the source that `once` reads, in this order."""
+        return np.array_split(np.arange(len(self.source)), self.ranks)[self.rank]
 
     @cached_property
     def _epoch_images(self) -> int:

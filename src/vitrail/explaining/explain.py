@@ -13,12 +13,13 @@ from vitrail.data.decode import Jpeg
 from vitrail.data.images import ImageLike, open_any
 from vitrail.engines.torch_engine import check_finite, pick_device
 from vitrail.errors import ConfigError
-from vitrail.explaining.attention import Layer, Rollout, Rows, readout, watching
+from vitrail.explaining.attention import Layer, Rows, watching
 from vitrail.explaining.choices import Asked, Method, Query, ask
 from vitrail.explaining.faithfulness import Faithfulness, faithfulness
 from vitrail.explaining.hiding import Fill
 from vitrail.explaining.occlusion import occlusion
 from vitrail.explaining.relevance import relevance
+from vitrail.explaining.rollout import rollout
 from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
 
@@ -153,21 +154,10 @@ def _attention(model: ViT, images: Tensor, asked: Asked) -> tuple[Tensor, Tensor
     return torch.stack([rows.maps[layer][0] for layer in asked.layers]), logits[0]
 
 
-@torch.inference_mode()
 def _rollout(model: ViT, images: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
     """Give the rollout of each query, or of what the head reads, Q N, and the logits."""
-    rollout, pooling = Rollout(asked.heads), Rows(asked.heads, [])
-    pools = model.attn_pool is not None and not asked.queries
-    pool: list[Layer] = ["pool"] if pools else []
-    with watching(model, asked.layers, rollout), watching(model, pool, pooling):
-        logits = model(images)
-    assert rollout.flow is not None
-    flow = rollout.flow[0]
-    if asked.queries:
-        return torch.stack([flow[list(tokens)].mean(dim=0) for tokens in asked.tokens]), logits[0]
-    if pools:
-        return pooling.maps["pool"][0].mean(dim=0) @ flow[model.config.prefix :], logits[0]
-    return readout(model, len(flow)).to(flow)[None] @ flow, logits[0]
+    rows, logits = rollout(model, images, asked)
+    return rows[0], logits[0]
 
 
 def _relevance(model: ViT, images: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:

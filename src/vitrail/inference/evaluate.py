@@ -76,11 +76,14 @@ class Scored(NamedTuple):
     sides: np.ndarray  # N 2: height and width of each image
     bad: tuple[BadFile, ...]
 
+    def figures(self) -> Evaluation:
+        """Measure the answers, without details."""
+        return measure(self.scores, self.labels, self.names, self.bad)
+
     def evaluation(self) -> Evaluation:
         """Measure the answers, with all details."""
-        found = measure(self.scores, self.labels, self.names, self.bad)
         details = examine(self.scores, self.labels, self.sides, self.paths, self.names)
-        return replace(found, details=details)
+        return replace(self.figures(), details=details)
 
     def right(self) -> dict[int, bool]:
         """Say of each image, by its place in the source, whether it was told."""
@@ -120,19 +123,8 @@ def score(
     loader = evaluation_loader(bundle, source, batch_size, threads)
     bundle.model.to(pick_device(device))
     found = answers(bundle.model, bundle.preprocess, loader, dtype, seen)
-    if not len(found.labels):
-        raise DataError(_unreadable(source))
     check_finite(found.scores)
-    places = np.array([i for i in range(len(source)) if i not in found.bad])
-    return Scored(
-        found.scores.numpy(),
-        _places(source, bundle.labels)[found.labels].numpy(),
-        bundle.labels,
-        places,
-        tuple(path_of(source, i) for i in places.tolist()),
-        loader.sides[places],
-        tuple(found.bad.values()),
-    )
+    return joined([found], source, bundle.labels)
 
 
 def evaluation_loader(bundle: Bundle, source: Source, batch_size: int, threads: int) -> Loader:
@@ -154,10 +146,12 @@ def check_classes(bundle: Bundle, source: Source, model: str = "this model") -> 
 
 
 class Answers(NamedTuple):
-    """Logits, N classes, labels, N, by the source's classes, and by place what was not read."""
+    """The answers to a share of a source's images, a row each, and by place what was not read."""
 
-    scores: Tensor
-    labels: Tensor
+    scores: Tensor  # logits, N classes
+    labels: Tensor  # N, by the source's classes
+    places: np.ndarray  # N, in the source
+    sides: np.ndarray  # N 2: height and width of each image
     bad: dict[int, BadFile]
 
 
@@ -175,18 +169,26 @@ def answers(
         seen(len(batch[1]))
     none = (torch.empty(0, model.config.classes), torch.empty(0, dtype=torch.long))
     scores, labels = map(torch.cat, zip(*batches or [none], strict=True))
-    return Answers(scores, labels, loader.bad)
+    places = np.array([i for i in loader.own().tolist() if i not in loader.bad], np.int64)
+    return Answers(scores, labels, places, loader.sides[places], loader.bad)
 
 
-def measured(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -> Evaluation:
-    """Measure answers that together are those to all of a source, in its order."""
+def joined(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -> Scored:
+    """Put answers together that are those to all of a source, in its order."""
     labels = torch.cat([part.labels for part in parts])
     if not len(labels):
-        raise DataError(_unreadable(source))
-    scores = torch.cat([part.scores for part in parts])
+        raise DataError(f"none of the {len(source)} held-out images can be read")
+    places = np.concatenate([part.places for part in parts])
     bad = {index: file for part in parts for index, file in part.bad.items()}
-    own = _places(source, names)[labels]
-    return measure(scores.numpy(), own.numpy(), names, bad=tuple(bad.values()))
+    return Scored(
+        torch.cat([part.scores for part in parts]).numpy(),
+        _places(source, names)[labels].numpy(),
+        names,
+        places,
+        tuple(path_of(source, i) for i in places.tolist()),
+        np.concatenate([part.sides for part in parts]),
+        tuple(bad.values()),
+    )
 
 
 def measure(
@@ -220,10 +222,6 @@ def measure(
 def _places(source: Source, names: tuple[str, ...]) -> Tensor:
     """Give where each class of a source stands among `names`."""
     return torch.tensor([names.index(name) for name in source.classes])
-
-
-def _unreadable(source: Source) -> str:
-    return f"none of the {len(source)} held-out images can be read"
 
 
 def _per_class(confusion: np.ndarray, names: tuple[str, ...]) -> tuple[ClassResult, ...]:

@@ -1,19 +1,23 @@
-"""The page of a run: one HTML file that needs nothing but a browser."""
+"""Pages of a run and of an evaluation: HTML files that need nothing but a browser."""
 
+import base64
+import hashlib
+import shlex
 from collections.abc import Iterator
-from heapq import nsmallest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from vitrail.data.sources import Source
 from vitrail.reporting import story
-from vitrail.reporting.curves import Line, draw
+from vitrail.reporting.album import Place, place_of
+from vitrail.reporting.curves import Line, dashes, draw
+from vitrail.reporting.drawing import Chart
+from vitrail.reporting.evaluated import read_evaluation
+from vitrail.reporting.measured import measured
 from vitrail.reporting.run_files import RunFiles, read_run
 from vitrail.weights.disk import write_bytes
 
-MOST_MATRIX = 30  # classes; a larger confusion matrix is read by no one
-_MOST_CLASSES = 200  # rows of the class table, the worst first where there are more
-_MOST_PAIRS = 10
-_MOST_PAIRS_ALONE = 30  # where no matrix is shown beside them
+PAGE = "report.html"
 _MOST_BAD = 50
 # What training alone knows: one line in a chart of its own.
 _ALONE = (
@@ -27,67 +31,93 @@ _ALONE = (
 )
 
 
-class Pair(NamedTuple):
-    """Images of one class that were taken for another; `share` is of all images of `true`."""
+def write_run_page(
+    run: Path,
+    summary: dict[str, Any] | None = None,
+    held_out: Source | None = None,
+    path: Path | None = None,
+) -> Path:
+    """Write `report.html` into a run folder, or `path`, from the files that are there.
 
-    true: str
-    answer: str
-    images: int
-    share: float
-
-
-class Chart(NamedTuple):
-    title: str
-    svg: str
-    note: str
-
-
-def write_run_page(run: Path, summary: dict[str, Any] | None = None) -> Path:
-    """Write `report.html` into a run folder, from the files that are there, and give its path.
-
-    `summary` stands for the `summary.json` that will be written when the page is there.
+    `summary` stands for the `summary.json` that will be written when the page is there, `held_out`
+    for the images that the recipe's data holds out, where they are open. Gives the page's path.
     Raises `DataError` where the folder holds no run, `OutputError` where it cannot be written.
     """
-    files = read_run(run)
-    if summary is not None:
-        files = files._replace(summary=summary)
-    path = run / "report.html"
-    write_bytes(path, _render(files).encode())
-    return path
+    files, shown = read_run(run, summary), None
+    if files.evaluated:
+        place = place_of(files.evaluated.found, run)
+        if not place.data:  # a run of old: its summary alone has figures
+            place = Place(story.data_of(files.recipe), {}, str(run))
+        shown = measured(files.evaluated, place._replace(source=held_out))
+    bad = files.summary.get("bad", [])
+    return write_page(
+        path or run / PAGE,
+        "run.html",
+        name=run.resolve().name,
+        status=files.summary.get("status", "unknown"),
+        sentence=story.sentence(files),
+        baseline=story.baseline(files),
+        figures=list(story.figures(files)),
+        curves=list(_charts(files)),
+        shown=shown,
+        examples=files.examples,
+        bad=bad[:_MOST_BAD],
+        bad_count=len(bad),
+        data=list(story.data(files)),
+        commands=story.commands(files),
+        recipe=files.recipe,
+        surroundings=list(story.surroundings(files.environment)),
+        missing=[*story.missing(files), *(shown.notes if shown else ())],
+    )
 
 
-def _render(run: RunFiles) -> str:
+def write_evaluation_page(folder: Path, path: Path | None = None) -> Path:
+    """Write `report.html` into a folder of `vitrail eval -o`, or `path`, and give its path."""
+    evaluated = read_evaluation(folder)
+    found = evaluated.found
+    shown = measured(evaluated, place_of(found))
+    lacking = ["predictions.jsonl is not in the folder: mistakes and doubts, image by image."] * (
+        evaluated.answers is None
+    )
+    model, data = (str(found.get(key, key.upper())) for key in ("model", "data"))
+    again = shlex.join(["vitrail", "eval", model, data, "-o", str(folder)])
+    return write_page(
+        path or folder / PAGE,
+        "evaluation.html",
+        name=folder.resolve().name,
+        sentence=story.evaluation_sentence(found),
+        baseline=story.guess(found),
+        figures=list(story.measures(found)),
+        shown=shown,
+        commands=[story.Command("Measure the same again", again)],
+        missing=[*lacking, *shown.notes],
+    )
+
+
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Fill a template and write it; gives the path."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    here = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(here),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["percent"] = "{:.1%}".format
-    found = run.summary.get("evaluation")
-    bad = run.summary.get("bad", [])
-    return environment.get_template("run.html").render(
-        name=run.folder.resolve().name,
-        status=run.summary.get("status", "running"),
-        sentence=story.sentence(run),
-        baseline=story.baseline(run),
-        figures=list(story.figures(run)),
-        charts=[chart._replace(svg=Markup(chart.svg)) for chart in _charts(run)],
-        found=found,
-        matrix=bool(found) and len(found["per_class"]) <= MOST_MATRIX,
-        pairs=_pairs(found) if found else [],
-        classes=_classes(found) if found else [],
-        examples=run.examples,
-        bad=bad[:_MOST_BAD],
-        bad_count=len(bad),
-        commands=story.commands(run),
-        recipe=run.recipe,
-        surroundings=list(story.surroundings(run.environment)),
+    environment.filters["commas"] = "{:,}".format
+    environment.filters["svg"] = Markup  # a chart is markup; its words were escaped when drawn
+    script = (here / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = environment.get_template(template).render(
+        **values, script=Markup(script), script_digest=digest
     )
+    # A name that is not UTF-8 is shown by its escapes.
+    write_bytes(path, page.encode("utf-8", "backslashreplace"))
+    return path
 
 
 def _charts(run: RunFiles) -> Iterator[Chart]:
@@ -124,25 +154,5 @@ def _splits(run: RunFiles) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def _line(colour: str, rows: list[dict[str, Any]], key: str) -> Line:
-    return Line(colour, [row["epoch"] for row in rows], [row[key] for row in rows])
-
-
-def _pairs(found: dict[str, Any]) -> list[Pair]:
-    """Give the pairs of classes that were mistaken most often, the most frequent first."""
-    names = [c["label"] for c in found["per_class"]]
-    pairs = (
-        Pair(names[true], names[answer], count, count / sum(row))
-        for true, row in enumerate(found["confusion"])
-        for answer, count in enumerate(row)
-        if count and true != answer
-    )
-    most = _MOST_PAIRS if len(names) <= MOST_MATRIX else _MOST_PAIRS_ALONE
-    return nsmallest(most, pairs, key=lambda pair: -pair.images)
-
-
-def _classes(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Give the rows of the class table: all in their order, or the worst of very many."""
-    classes = found["per_class"]
-    if len(classes) <= MOST_MATRIX:
-        return classes
-    return nsmallest(_MOST_CLASSES, classes, key=lambda c: c["f1"])
+    values = [row["epoch"] for row in rows], [row[key] for row in rows]
+    return Line(colour, *values, dashes(-1) if colour == "train" else (), dotted=colour == "val")

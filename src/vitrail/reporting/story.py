@@ -32,11 +32,9 @@ def step_of(run: RunFiles) -> int:
 
 def figures(run: RunFiles) -> Iterator[Figure]:
     """Give the headline: accuracy, errors, parameters, time; only what is known."""
-    summary, found = run.summary, run.summary.get("evaluation")
-    if found:
-        low, high = found["top1_interval"]
-        yield Figure("Accuracy", f"{found['top1']:.2%}", f"95 % interval {low:.1%} to {high:.1%}")
-        yield Figure("Errors", f"{wrong(found):,}", f"of {found['images']:,} held-out images")
+    summary = run.summary
+    if run.evaluated:
+        yield from measures(run.evaluated.found)
     elif run.val:
         row = run.val[-1]
         yield Figure("Accuracy so far", f"{row['top1']:.2%}", f"at step {row['step']:,}")
@@ -51,9 +49,25 @@ def figures(run: RunFiles) -> Iterator[Figure]:
         yield Figure("Time", duration(seconds), note)
 
 
+def measures(found: Mapping[str, Any]) -> Iterator[Figure]:
+    """Give accuracy and errors of an evaluation."""
+    low, high = found["top1_interval"]
+    yield Figure("Accuracy", f"{found['top1']:.2%}", f"95 % interval {low:.1%} to {high:.1%}")
+    yield Figure("Errors", f"{wrong(found):,}", f"of {plural(found['images'], 'held-out image')}")
+
+
+def evaluation_sentence(found: Mapping[str, Any]) -> str:
+    """Say in one sentence what was measured."""
+    right = found["images"] - wrong(found)
+    return (
+        f"{found.get('model', 'This model')} named {right:,} of "
+        f"{plural(found['images'], 'held-out image')} of {found.get('data', 'the data')} right."
+    )
+
+
 def sentence(run: RunFiles) -> str:
     """Say in one sentence what happened."""
-    summary, found = run.summary, run.summary.get("evaluation")
+    summary, found = run.summary, run.evaluated and run.evaluated.found
     status, step = summary.get("status"), step_of(run)
     rows = [*run.train[-1:], *run.val[-1:]]
     # The last row may be some steps behind.
@@ -61,9 +75,10 @@ def sentence(run: RunFiles) -> str:
     of = f"{step:,} of {summary['steps']:,} steps" if "steps" in summary else plural(step, "step")
     if found:
         right = found["images"] - wrong(found)
+        images = summary.get("train_images")
+        on = "" if images is None else f" on {plural(images, 'labelled image')}"
         return (
-            f"After {plural(step, 'step')}{epochs} on "
-            f"{plural(summary['train_images'], 'labelled image')}, this Vision Transformer named "
+            f"After {plural(step, 'step')}{epochs}{on}, this Vision Transformer named "
             f"{right:,} of {plural(found['images'], 'image')} right that were kept out of training."
         )
     if status == "interrupted":
@@ -75,17 +90,28 @@ def sentence(run: RunFiles) -> str:
         )
     if status == "failed":
         return f"This run failed after {of}{epochs}; the last line of log.txt says why."
-    return f"This run was still training when this page was written: {of} were taken{epochs}."
+    if status is None:
+        return (
+            f"Whether this run has ended is not known, as it has no summary.json: {of} were taken."
+        )
+    return (
+        f"This run had not ended when this page was written: {of} were taken{epochs}. If nothing "
+        "trains it any more, it was killed, and can go on from where it was saved."
+    )
+
+
+def guess(found: Mapping[str, Any]) -> str:
+    """Say what answering without looking would reach."""
+    most = max(c["count"] for c in found["per_class"]) / found["images"]
+    return f"Always answering the most frequent class would be right for {most:.1%} of them."
 
 
 def baseline(run: RunFiles) -> str:
     """Say what answering without looking would reach, and what the best on the way did."""
-    summary, found = run.summary, run.summary.get("evaluation")
-    if not found:
+    if not run.evaluated:
         return ""
-    most = max(c["count"] for c in found["per_class"]) / found["images"]
-    text = f"Always answering the most frequent class would be right for {most:.1%} of them."
-    best = summary.get("best_top1")
+    found = run.evaluated.found
+    text, best = guess(found), run.summary.get("best_top1")
     if best and best > found["top1"] + 1e-9:
         text += (
             f" The weights reported here are the last. On the way {best:.2%} was reached, by the "
@@ -96,7 +122,7 @@ def baseline(run: RunFiles) -> str:
 
 def commands(run: RunFiles) -> list[Command]:
     """Give the commands that repeat, continue, use and measure this run."""
-    folder, data = shlex.quote(str(run.folder)), shlex.quote(_data(run.recipe))
+    folder, data = shlex.quote(str(run.folder)), shlex.quote(data_of(run.recipe))
     again = f"vitrail train {data} --recipe {shlex.quote(str(run.folder / 'recipe.toml'))}"
     found = [Command("Train the same again, into a new folder", again)]
     if run.summary.get("status") != "finished":
@@ -106,6 +132,64 @@ def commands(run: RunFiles) -> list[Command]:
         found.append(Command("Ask it about images", f"vitrail predict {folder} {images}"))
         found.append(Command("Measure it on labelled images", f"vitrail eval {folder} {data}"))
     return found
+
+
+def data(run: RunFiles) -> Iterator[tuple[str, str]]:
+    """Give what is known of the images, as names and texts."""
+    if run.recipe:
+        yield "data", data_of(run.recipe)
+    if classes := run.environment.get("classes"):
+        few = ", ".join(map(str, classes[:8])) + ", ..." * (len(classes) > 8)
+        yield "classes", f"{len(classes):,}: {few}"
+    counts = run.summary.get("train_per_class")
+    if "train_images" in run.summary:
+        yield "training images", f"{run.summary['train_images']:,}{_balance(counts)}"
+    if run.evaluated:
+        held = [c["count"] for c in run.evaluated.found["per_class"]]
+        yield "held-out images", f"{sum(held):,}{_balance(held)}"
+    elif "held_out_images" in run.summary:
+        yield "held-out images", f"{run.summary['held_out_images']:,}"
+    if run.evaluated and (sizes := run.evaluated.found.get("sizes")):
+        low, high = sizes[0]["low"], sizes[-1]["high"]
+        yield "shorter side", f"{low:,}{'' if low == high else f' to {high:,}'} pixels (held-out)"
+    if "bad" in run.summary:
+        yield "unreadable files", f"{len(run.summary['bad']):,}"
+    if digest := run.environment.get("data_digest"):
+        yield "digest of the listing", str(digest)[:16]
+
+
+def _balance(counts: list[int] | None) -> str:
+    """Say how many images the classes have."""
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return f", {low:,} of each class" if low == high else f", {low:,} to {high:,} a class"
+
+
+def missing(run: RunFiles) -> Iterator[str]:
+    """Say what a page cannot show for want of a file, and how to come by it."""
+    told = {
+        "summary.json": "how the run ended and what it took",
+        "metrics.jsonl": "how it learned",
+        "recipe.toml": "the recipe, and with it the commands' data",
+        "environment.json": "where it was made",
+    }
+    for name in run.absent:
+        yield f"{name} is not in the folder: {told[name]}."
+    folder, data = shlex.quote(str(run.folder)), shlex.quote(data_of(run.recipe))
+    measure = f"`vitrail eval {folder} {data} -o FOLDER` and `vitrail report FOLDER` show them."
+    if run.evaluated is None:
+        yield (
+            "The held-out images were not measured to the end: accuracy by class, confusions, "
+            f"calibration and mistakes. {measure}"
+        )
+    elif not run.evaluated.detailed:
+        yield (
+            "evaluation.json is not in the folder: calibration, coverage, doubtful labels. "
+            + measure
+        )
+    elif run.evaluated.answers is None:
+        yield f"predictions.jsonl is not in the folder: mistakes and doubts. {measure}"
 
 
 def surroundings(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -145,7 +229,7 @@ def plural(count: float, noun: str) -> str:
     return f"{count:,.10g} {noun}{'' if count == 1 else 's'}"
 
 
-def _data(recipe: str) -> str:
+def data_of(recipe: str) -> str:
     """Give the DATA that a recipe names."""
     try:
         return str(tomllib.loads(recipe)["data"]["source"])

@@ -3,13 +3,17 @@
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from vitrail.inference.evaluate import Evaluation
+from vitrail.inference.evaluation_files import write_evaluation
 from vitrail.reporting.page import write_run_page
 from vitrail.training.session import Session
 from vitrail.weights.bundle import save
 from vitrail.weights.disk import write_bytes
 
 EXAMPLES = 10  # held-out images that a run leaves, to try `predict` on
+_MOST_WHOLE = 100  # classes; of more, predictions.jsonl has the likeliest alone
 
 
 def finish(session: Session, evaluation: Evaluation) -> dict[str, Any]:
@@ -23,7 +27,8 @@ def finish(session: Session, evaluation: Evaluation) -> dict[str, Any]:
         session.saver.prune(run, session.done)  # of a run that was killed while it did
         run.log(f"finished at step {session.done}")
         found = summary(session, "finished", evaluation)
-        write_run_page(run.path, found)
+        write_answers(session)
+        write_run_page(run.path, found, session.data.held_out)
         return found
 
     return session.world.alone(leave)
@@ -44,6 +49,16 @@ def write_examples(session: Session) -> None:
         write_bytes(session.run.path / "examples" / name, source.read(place))
 
 
+def write_answers(session: Session) -> None:
+    """Write the answers to the held-out images and what they say, as `vitrail eval -o` does."""
+    scored = session.scored
+    assert scored is not None  # the weights have just been measured
+    about = {"model": str(session.run.path), "data": session.recipe.data.source}
+    values = scored.evaluation().to_json() | about | {"data_options": session.data_options()}
+    whole = len(scored.names) <= _MOST_WHOLE
+    write_evaluation(values, scored, session.run.path, whole=whole)
+
+
 def write_summary(session: Session, status: str, error: str | None = None) -> None:
     """Write what is known of a run that has not been trained to its end."""
     if session.world.is_first:
@@ -55,7 +70,7 @@ def summary(
 ) -> dict[str, Any]:
     """Give what `summary.json` says."""
     learner, loaders = session.learner, (session.loader, session.held_out)
-    rows = session.run.rows()
+    rows, classes = session.run.rows(), len(session.data.train.classes)
     # By their places: threads find them in any order.
     bad = [loader.bad[i] for loader in loaders for i in sorted(loader.bad)]
     return {
@@ -71,6 +86,7 @@ def summary(
         "skipped_steps": learner.meters.skipped,
         "parameters": sum(p.numel() for p in learner.model.parameters()),
         "train_images": len(session.data.train),
+        "train_per_class": np.bincount(session.loader.labels, minlength=classes).tolist(),
         "held_out_images": len(session.data.held_out),
         **{name: round(value, 2) for name, value in session.clock.total().items()},
         "images_per_second": _middle(rows, "images_per_second"),

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from vitrail.data.config import Augment
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.sources import Source, Splits
 from vitrail.errors import ConfigError
-from vitrail.inference.evaluate import Evaluation, answers, measured
+from vitrail.inference.evaluate import Answers, Evaluation, Scored, answers, joined
 from vitrail.training import finite
 from vitrail.training.clock import Clock
 from vitrail.training.learner import Learner
@@ -78,6 +79,7 @@ class Session:
         self.best, self.stale = -1.0, 0  # and the evaluations since then
         self.trackers = Trackers(run)
         self.last: Evaluation | None = None  # of the weights as they are now
+        self.scored: Scored | None = None  # the answers behind the last one, in the first process
 
     @property
     def at_once(self) -> int:
@@ -144,15 +146,19 @@ class Session:
     def measure(self) -> Evaluation:
         """Measure the weights on the held-out images."""
         self.check_finite()
+        self.scored = None  # its memory is needed
         model, dtype = self.learner.answering, self.recipe.train.dtype
-        how, source = self.preprocess, self.held_out.source
+        how = self.preprocess
         own = self.world.together(lambda: answers(model, how, self.held_out, dtype), leaves=True)
         parts = self.world.collect(own)
         for part in parts:
             self.held_out.bad |= part.bad
         self.world.alone(self.held_out.check_bad)
-        names = self.data.train.classes
-        return self.world.alone(lambda: measured(parts, source, names))
+        return self.world.alone(lambda: self._measured(parts))
+
+    def _measured(self, parts: list[Answers]) -> Evaluation:
+        self.scored = joined(parts, self.held_out.source, self.data.train.classes)
+        return self.scored.figures()
 
     def share(self) -> None:
         """Let each process know what the others could not read, and how long they have worked."""
@@ -187,8 +193,6 @@ class Session:
 
     def bundle(self, evaluation: Evaluation) -> Bundle:
         """Give the weights so far as a bundle."""
-        where = self.recipe.data
-        columns = {"image_column": where.image_column, "label_column": where.label_column}
         return Bundle(
             model=self.learner.answering,
             preprocess=self.preprocess,
@@ -196,13 +200,21 @@ class Session:
             origin={
                 "run": str(self.run.path),
                 "data": self.recipe.data.source,
-                "held_out_share": self.recipe.data.held_out_share,
-                "split_seed": self.recipe.data.split_seed,
-                **{name: value for name, value in columns.items() if value is not None},
+                **self.data_options(),
                 "step": self.done,
             },
             metrics={"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss},
         )
+
+    def data_options(self) -> dict[str, Any]:
+        """Give what says, beside its address, which images were held out."""
+        where = self.recipe.data
+        columns = {"image_column": where.image_column, "label_column": where.label_column}
+        return {
+            "held_out_share": where.held_out_share,
+            "split_seed": where.split_seed,
+            **{name: value for name, value in columns.items() if value is not None},
+        }
 
     def command(self) -> str:
         """Give the command that goes on with this run."""

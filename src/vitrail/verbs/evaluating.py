@@ -94,7 +94,7 @@ class Eval:
         if self.predictions is not None:
             write_predictions(scored, self.predictions)
         if self.output is not None:
-            values |= {"model": self.model, "data": self.data}
+            values |= {"model": self.model, "data": self.data, "data_options": how}
             write_evaluation(values, scored, self.output)
         return 2 if found.failed else 0
 
