@@ -46,6 +46,14 @@ def wait_for_rows(out: str, count: int) -> None:
         time.sleep(0.02)
 
 
+def wait_for_checkpoint(out: str) -> None:
+    """Wait for something to go on from: a run that is killed sooner begins anew, its log too."""
+    end = time.monotonic() + 120
+    while not list(Path(out, "checkpoints").glob("step-*")):
+        assert time.monotonic() < end, "no checkpoint was written"
+        time.sleep(0.02)
+
+
 def assert_gone(pids: list[int]) -> None:
     """No process is left: gone, or dead and not yet waited for by the first process there is."""
     end = time.monotonic() + 5
@@ -64,10 +72,10 @@ def assert_gone(pids: list[int]) -> None:
 @pytest.mark.usefixtures("photos")
 def test_a_killed_process_is_started_again_and_the_end_is_the_same(nursery: Nursery) -> None:
     with started([command("killed", "--max-restarts", "1", "--json")]) as (launcher,):
-        values(nursery.take(2, trained, LONG, "whole", seconds=120))
-        wait_for_rows("killed", 3)
+        wait_for_checkpoint("killed")
         children = descendants(launcher.pid)
         os.kill(children[1], signal.SIGKILL)
+        values(nursery.take(2, trained, LONG, "whole", seconds=120))
         printed, errors = launcher.communicate(timeout=180)
 
     assert launcher.returncode == 0, errors
