@@ -14,6 +14,7 @@ from vitrail.errors import ConfigError
 from vitrail.inference.peak import wait
 from vitrail.training.display import tell
 from vitrail.training.parallel import is_sharded
+from vitrail.training.process import told_of_memory
 from vitrail.training.recipe import Recipe
 from vitrail.training.run_folder import RunFolder
 from vitrail.training.session import Session
@@ -88,7 +89,8 @@ def trial(recipe: Recipe, data: Splits, steps: int = STEPS, world: World | None 
     if world is None or world.size == 1:
         return _halved(recipe, data, steps)
     size = recipe.train.micro_batch or _fitting(recipe, data, world)
-    return _tried(_with(recipe, recipe.train.steps, size), data, steps, world)
+    with told_of_memory(size, world.device(recipe.train.device)):
+        return _tried(_with(recipe, recipe.train.steps, size), data, steps, world)
 
 
 def _fitting(recipe: Recipe, data: Splits, world: World) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vitrail.data.address import parse
+from vitrail.errors import ConfigError
 from vitrail.verbs.words import SPLIT, Device, Dtype, Output, Text, as_json
 
 Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
@@ -36,6 +37,9 @@ class Eval:
         for model in filter(None, (self.model, self.against)):
             parse_origin(model)
         parse(self.data)
+        for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it should be 1 or more")
         from vitrail.inference.evaluation_files import check_folder, check_predictions
 
         if self.predictions is not None:
