@@ -9,6 +9,7 @@ from vitrail.data.augment import Draws, augment
 from vitrail.data.augment import draw as draw_all
 from vitrail.data.config import Augment
 from vitrail.data.draws import order, uniform
+from vitrail.data.elastic import Pull
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError
 from vitrail.training.learner import model_input
@@ -22,6 +23,7 @@ ALL = Augment(
     scale=0.2,
     shear=0.1,
     shift=0.1,
+    elastic=0.05,
     flip=True,
     brightness=0.4,
     contrast=0.4,
@@ -220,17 +222,45 @@ def test_the_border_or_its_mirror_comes_in_where_it_is_asked_for() -> None:
         assert moved[0, 0, 0].round().tolist() == [30, 40, 50, 60, 70, 80, *wanted]
 
 
+def test_rubber_is_pulled_by_as_much_as_its_points_and_smoothly_between_them() -> None:
+    column, row = torch.arange(16.0).expand(16, 16), torch.arange(16.0)[:, None].expand(16, 16)
+    places = torch.stack([column, row])[:, None].mul(10).to(torch.uint8)  # as images of one plane
+    how = Augment(elastic=0.25, fill="border")
+    points = torch.zeros(2, 2, 5, 5)
+    points[:, 0, 2, 2] = 1.0  # the middle reads a quarter of the side, 4 pixels, further right
+    draws = Draws(torch.full((2, 7), 0.5), pull=Pull(points))
+
+    read = augment(places, draws, how)[:, 0] / 10
+
+    # The lattice stands on the outermost pixels: 15 / 4 apart, and straight lines between them.
+    hat = (1 - (torch.arange(16.0) - 7.5).abs() / 3.75).clamp(min=0)
+    torch.testing.assert_close(read[0], column + 4 * hat[:, None] * hat, atol=1e-4, rtol=0)
+    torch.testing.assert_close(read[1], row, atol=1e-4, rtol=0)
+
+
+def test_rubber_is_drawn_for_each_image_and_never_pulled_too_far() -> None:
+    ramp = torch.arange(20.0).mul(10).expand(64, 1, 20, 20).to(torch.uint8)
+    how = Augment(elastic=0.1, fill="border")
+
+    moved = (augment(ramp, draw(0, 0, np.arange(64), how), how) - ramp)[..., 4:-4] / 10
+
+    assert moved.abs().max() <= 2.001  # a tenth of 20 pixels
+    assert moved.flatten(1).std(dim=1).min() > 0.2  # each image is bent
+    assert moved.mean().abs() < 0.1 and moved.abs().amax(dim=(1, 2, 3)).std() > 0.05
+
+
 @pytest.mark.parametrize(
     "how",
     [
         Augment(rotate=20.0, scale=0.2, shear=0.1, shift=0.1, flip=True, brightness=0.3),
+        Augment(elastic=0.1),
         Augment(flip=True, contrast=0.4, saturation=0.4),
         Augment(policy="3-augment", brightness=0.3, contrast=0.3, saturation=0.3),
         Augment(policy="trivialaugment"),
         Augment(policy="randaugment", variant="torchvision", operations=3),
         ALL,
     ],
-    ids=["affine", "jitter", "3-augment", "trivialaugment", "torchvision", "all"],
+    ids=["affine", "elastic", "jitter", "3-augment", "trivialaugment", "torchvision", "all"],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_same_draw_gives_the_same_pixels_in_any_batch(how: Augment, channels: int) -> None:
@@ -295,7 +325,13 @@ def test_compiled_it_has_no_breaks_and_gives_what_eager_gives() -> None:
 
 def test_settings_out_of_range_are_refused() -> None:
     for wrong in (
-        *({"rotate": 200.0}, {"shift": -0.1}, {"brightness": 2.0}, {"fill": "mirror"}),
+        *(
+            {"rotate": 200.0},
+            {"elastic": 0.6},
+            {"shift": -0.1},
+            {"brightness": 2.0},
+            {"fill": "mirror"},
+        ),
         *({"contrast": 1.1}, {"saturation": -1.0}, {"hue": 0.6}, {"grey": 2.0}, {"solarize": -1.0}),
         *({"blur": 1.5}, {"policy": "autoaugment"}, {"variant": "keras"}, {"operations": 0}),
         *({"magnitude": 10.5}, {"magnitude": 31.0, "variant": "torchvision"}, {"magnitude": -1.0}),

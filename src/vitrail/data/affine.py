@@ -1,16 +1,17 @@
-"""The small affine: an image turned, scaled, slanted, moved and mirrored in one reading of it."""
+"""An image turned, scaled, slanted, moved, mirrored and pulled in one reading of it."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.config import Augment
+from vitrail.data.elastic import Pull, pulled
 from vitrail.data.kernels import sampled
 
 
 def is_moved(how: Augment) -> bool:
     """Say whether anything but a mirror moves an image."""
-    return bool(how.rotate or how.scale or how.shear or how.shift)
+    return bool(how.rotate or how.scale or how.shear or how.shift or how.elastic)
 
 
 def is_mirrored(how: Augment) -> bool:
@@ -18,7 +19,7 @@ def is_mirrored(how: Augment) -> bool:
     return how.flip and how.crop_scale is None
 
 
-def moved(images: Tensor, numbers: Tensor, how: Augment) -> Tensor:
+def moved(images: Tensor, numbers: Tensor, how: Augment, pull: Pull | None = None) -> Tensor:
     """Move float images, B C H W, by numbers in [0, 1), B 7, of which the last is not used."""
     turn, size, slant, right, down, flip, _ = (2 * numbers - 1).unbind(dim=1)
     angle = turn * (how.rotate * torch.pi / 180)
@@ -34,4 +35,6 @@ def moved(images: Tensor, numbers: Tensor, how: Augment) -> Tensor:
     grid = F.affine_grid(
         torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False
     )
+    if pull is not None:
+        grid = pulled(grid, pull, how.elastic)
     return sampled(images, grid, how.interpolation, how.fill).clamp(0, 255)  # bicubic overshoots

@@ -3,7 +3,8 @@
 All that is random is drawn first, on the CPU, from (seed, epoch, key) alone, so that an image is
 changed in the same way whatever batch, rank or restart it is in. Each part reads its own stretch
 of the sample's endless row of numbers: 0 to 6 the small affine and brightness, 6 to 10 colours,
-20 and 30 effects, 40 erasing, 70 mixing, 100 policies, 1000 the crop; 2000 of a block's, partners.
+20 and 30 effects, 40 erasing, 70 mixing, 100 policies, 1000 the crop, 3000 the elastic pull; 2000
+of a block's, partners.
 Settings that are off are branches of Python: they cost nothing, and compiled code has no breaks.
 """
 
@@ -25,6 +26,7 @@ from vitrail.data.colour import (
 )
 from vitrail.data.config import Augment
 from vitrail.data.draws import uniform
+from vitrail.data.elastic import Pull, draw_pull
 from vitrail.data.erasing import Erasing, draw_erasing, erased
 from vitrail.data.kernels import mirrored
 from vitrail.data.mixing import Mixing, draw_mixing
@@ -42,6 +44,7 @@ class Draws(NamedTuple):
     effects: Effects | None = None
     erasing: Erasing | None = None
     mixing: Mixing | None = None
+    pull: Pull | None = None
 
     def to(self, device: torch.device) -> "Draws":
         """Give the same on a device."""
@@ -74,6 +77,7 @@ def draw(
         draw_effects(seed, epoch, keys, how) if affects else None,
         draw_erasing(seed, epoch, keys, how.erase, size) if how.erase else None,
         draw_mixing(seed, epoch, keys, blocks, how, size) if mixes else None,
+        draw_pull(seed, epoch, keys) if how.elastic else None,
     )
 
 
@@ -83,7 +87,7 @@ def augment(images: Tensor, draws: Draws, how: Augment) -> Tensor:
     The order is DeiT III's and timm's: geometry, policy, colours, effects, erasing.
     """
     if is_moved(how):
-        images = moved(images.float(), draws.moves, how)
+        images = moved(images.float(), draws.moves, how, draws.pull)
     elif is_mirrored(how):
         images = mirrored(images, draws.moves[:, 5] < 0.5)
     if draws.operations is not None:

@@ -18,6 +18,7 @@ class Augment:
     scale: float = 0.0  # share of the size: 0.1 is from 1 / 1.1 to 1.1
     shear: float = 0.0  # tangent of the angle
     shift: float = 0.0  # share of the image's side, on each axis
+    elastic: float = 0.0  # share of the image's side: as drawn on rubber that is pulled
     flip: bool = False  # left to right, every second time
     # Least share of its area that a random crop keeps of an image, decoded anew in every epoch, and
     # how far its aspect may go; ImageNet's 0.08 and 4/3 are the field's. Absent: no crop.
@@ -51,6 +52,7 @@ class Augment:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "rotate", 0, 180)
+        check_range(self, "elastic", 0, 0.5)
         check_range(self, "scale shear shift brightness contrast saturation", 0, 1)
         check_range(self, "hue", 0, 0.5)
         check_range(self, "crop_scale", 0, 1, open_low=True)
