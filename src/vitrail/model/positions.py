@@ -25,19 +25,21 @@ def sincos(grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
 
 
 def rope(grid: tuple[int, int], head_width: int, base: float, device: torch.device) -> Tensor:
-    """Give the rotations of `rotate`, 2 N d: cosine and sine for each patch and pair of units.
+    """Give the rotations of `rotate`, 2 N d: cosine and sine for each patch and unit of a head.
 
-    DINOv3 (Siméoni et al. 2025): the centre of each patch in -1 .. 1 on each axis by itself, a
-    quarter of the head for the angles of y and one for x, both used twice. Computed in float32
-    whatever the model runs in, as the released code does.
+    Unit i turns with unit i + d/2, and the sine is negative for the first of the two. DINOv3
+    (Siméoni et al. 2025): the centre of each patch in -1 .. 1 on each axis by itself, a quarter of
+    the head for the angles of y and one for x, both used twice. Computed in float32 whatever the
+    model runs in, as the released code does.
     """
     steps = torch.arange(head_width // 4, device=device, dtype=torch.float32)
     period = base ** (2 * steps / (head_width // 2))
     y, x = ((torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n * 2 - 1 for n in grid)
     angle_y = repeat(2 * torch.pi * y[:, None] / period, "h f -> (h w) f", w=grid[1])
     angle_x = repeat(2 * torch.pi * x[:, None] / period, "w f -> (h w) f", h=grid[0])
-    angle = repeat(torch.cat([angle_y, angle_x], dim=-1), "n f -> n (two f)", two=2)
-    return torch.stack([angle.cos(), angle.sin()])
+    angle = torch.cat([angle_y, angle_x], dim=-1)  # N d/2
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -47,9 +49,9 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     # Low precision would round the angles of far patches together.
     precise = turned.to(torch.promote_types(x.dtype, torch.float32))
     cos, sin = rotation.to(precise.dtype)
-    first, second = precise.chunk(2, dim=-1)
-    precise = precise * cos + torch.cat([-second, first], dim=-1) * sin
-    return torch.cat([prefix, precise.to(x.dtype)], dim=-2)
+    partner = precise.roll(x.shape[-1] // 2, dims=-1)
+    turned = torch.addcmul(precise * cos, partner, sin).to(x.dtype)
+    return torch.cat([prefix, turned], dim=-2) if prefix.shape[-2] else turned
 
 
 def resize(
