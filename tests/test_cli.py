@@ -182,6 +182,15 @@ def test_a_preset_and_its_changes_make_the_model(
     assert model == preset(name).replace(**changes)
 
 
+def test_a_flag_is_held_against_the_recipe_that_it_changes() -> None:
+    # 16 pixels fit into the 24 of this model, and not into the 8 of the default one.
+    recipe = recipe_of("digits", "--recipe", "mnist", "--train.first-size", "16", "16")
+
+    assert (recipe.train.first_size, recipe.model.image_size) == ((16, 16), (24, 24))
+    with pytest.raises(ConfigError, match=r"whole patches of 4, and no more than .*\(24, 24\)"):
+        recipe_of("digits", "--recipe", "mnist", "--train.first-size", "16", "18")
+
+
 def test_photos_without_a_recipe_are_told_at_which_size_they_are_learned(say: Any) -> None:
     for i in range(4):
         Path(f"large/{i % 2}").mkdir(parents=True, exist_ok=True)

@@ -99,9 +99,16 @@ class _AnyModel(ViTConfig):
     def __post_init__(self) -> None: ...
 
 
+class _AnyRecipe(Recipe):
+    """A recipe as flags say it: its sections meet those of the recipe that they change later."""
+
+    def __post_init__(self) -> None: ...
+
+
 def _unchecked(recipe: Recipe) -> Recipe:
-    values = {f.name: getattr(recipe.model, f.name) for f in fields(ViTConfig)}
-    return replace(recipe, model=_AnyModel(**values))
+    sections = {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
+    model = {f.name: getattr(recipe.model, f.name) for f in fields(ViTConfig)}
+    return _AnyRecipe(**{**sections, "model": _AnyModel(**model)})
 
 
 def _recipe_to_resume(data: str, out: str | None, columns: tuple[str | None, str | None]) -> Recipe:
