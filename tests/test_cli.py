@@ -10,6 +10,7 @@ from PIL import Image
 from runs import write_photos
 from vitrail import __version__
 from vitrail.cli import VERBS, Train, main
+from vitrail.errors import ConfigError
 from vitrail.flags import SHORT, read_train
 from vitrail.model.presets import preset, presets
 from vitrail.training.recipe import Recipe, default_recipe, read_recipe

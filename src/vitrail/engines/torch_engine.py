@@ -7,19 +7,32 @@ import torch
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
+from vitrail.engines.packed import packed
 from vitrail.errors import ConfigError, NonFiniteError
 from vitrail.model.vit import ViT
 
 
 class TorchEngine:
-    """A model where its weights are; `dtype` is the precision of its arithmetic."""
+    """A model where its weights are; `dtype` is the precision of its arithmetic.
+
+    On a CPU it runs in its packed form where there is one (`packed.py`), which rounds its last bits
+    otherwise; with `packs` off it is the model itself, bit for bit. bfloat16 is that of the
+    weights too, and else autocast's.
+    """
 
     name = "torch"
 
-    def __init__(self, model: ViT, preprocess: Preprocess, dtype: str = "float32") -> None:
-        self.model, self.preprocess, self.dtype = model.eval(), preprocess, dtype
+    def __init__(
+        self, model: ViT, preprocess: Preprocess, dtype: str = "float32", *, packs: bool = True
+    ) -> None:
+        self.preprocess, self.dtype = preprocess, dtype
         self.device = next(model.parameters()).device
         precision(self.device, dtype)  # refuses a wrong one now
+        model.eval()
+        twin = None
+        if packs and self.device.type == "cpu" and dtype != "float16":
+            twin = packed(model, preprocess, getattr(torch, dtype))
+        self.is_packed, self.model = twin is not None, twin or model
 
     def run(self, images: Tensor) -> Tensor:
         """Give the logits, B classes, of images, B C H W, in float32 on the engine's device.
@@ -32,6 +45,8 @@ class TorchEngine:
         """Give what `compute` makes of the model's input, B C H W, as `run` would run it."""
         images = images.to(self.device, non_blocking=True)
         with torch.inference_mode():
+            if self.is_packed:
+                return compute(images).float()
             if images.dtype == torch.uint8:
                 images = self.preprocess.normalize(images)
             with precision(self.device, self.dtype):
