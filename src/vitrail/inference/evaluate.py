@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vitrail.data.loader import Loader
-from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import BadFile, Source, path_of
-from vitrail.engines.torch_engine import check_finite, pick_device
+from vitrail.engines.build import Engine, engine
+from vitrail.engines.torch_engine import check_finite
 from vitrail.errors import ConfigError, DataError
 from vitrail.inference.calibration import best_temperature, calibration_error
 from vitrail.inference.details import Details, examine
@@ -24,7 +24,6 @@ from vitrail.inference.measures import (
     wilson,
 )
 from vitrail.inference.runner import logits
-from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
 
 
@@ -121,8 +120,7 @@ def score(
 ) -> Scored:
     """Answer for every image of `source`; raises as `evaluate` does. `seen` hears of each batch."""
     loader = evaluation_loader(bundle, source, batch_size, threads)
-    bundle.model.to(pick_device(device))
-    found = answers(bundle.model, bundle.preprocess, loader, dtype, seen)
+    found = answers(engine(bundle, dtype=dtype, device=device), loader, seen)
     check_finite(found.scores)
     return joined([found], source, bundle.labels)
 
@@ -156,18 +154,14 @@ class Answers(NamedTuple):
 
 
 def answers(
-    model: ViT,
-    preprocess: Preprocess,
-    loader: Loader,
-    dtype: str,
-    seen: Callable[[int], None] = lambda count: None,
+    engine: Engine, loader: Loader, seen: Callable[[int], None] = lambda count: None
 ) -> Answers:
-    """Give a model's answers to every sample of a loader; `seen` is told how many are new."""
+    """Give an engine's answers to every sample of a loader; `seen` is told how many are new."""
     batches = []
-    for batch in logits(model, preprocess, loader, dtype):
+    for batch in logits(engine, loader):
         batches.append(batch)
         seen(len(batch[1]))
-    none = (torch.empty(0, model.config.classes), torch.empty(0, dtype=torch.long))
+    none = (torch.empty(0, 0), torch.empty(0, dtype=torch.long))
     scores, labels = map(torch.cat, zip(*batches or [none], strict=True))
     places = np.array([i for i in loader.own().tolist() if i not in loader.bad], np.int64)
     return Answers(scores, labels, places, loader.sides[places], loader.bad)
@@ -175,18 +169,19 @@ def answers(
 
 def joined(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -> Scored:
     """Put answers together that are those to all of a source, in its order."""
-    labels = torch.cat([part.labels for part in parts])
-    if not len(labels):
+    read = [part for part in parts if len(part.labels)]
+    if not read:
         raise DataError(f"none of the {len(source)} held-out images can be read")
-    places = np.concatenate([part.places for part in parts])
+    labels = torch.cat([part.labels for part in read])
+    places = np.concatenate([part.places for part in read])
     bad = {index: file for part in parts for index, file in part.bad.items()}
     return Scored(
-        torch.cat([part.scores for part in parts]).numpy(),
+        torch.cat([part.scores for part in read]).numpy(),
         _places(source, names)[labels].numpy(),
         names,
         places,
         tuple(path_of(source, i) for i in places.tolist()),
-        np.concatenate([part.sides for part in parts]),
+        np.concatenate([part.sides for part in read]),
         tuple(bad.values()),
     )
 

@@ -11,9 +11,8 @@ from vitrail.data.inputs import Item
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.stream import decoded
-from vitrail.engines.torch_engine import TorchEngine
+from vitrail.engines.build import Engine
 from vitrail.errors import ConfigError
-from vitrail.model.vit import ViT
 
 
 class Outputs(NamedTuple):
@@ -24,19 +23,14 @@ class Outputs(NamedTuple):
     values: Tensor  # on the CPU
 
 
-def logits(
-    model: ViT, preprocess: Preprocess, loader: Loader, dtype: str = "float32"
-) -> Iterator[tuple[Tensor, Tensor]]:
+def logits(engine: Engine, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
     """Give the logits, B classes in float32, and labels, B, of every sample in the source's order.
 
     Both are on the CPU; a file that cannot be read is not among them but in `loader.bad`.
     """
-    was_training = model.training
-    engine = TorchEngine(model, preprocess, dtype)
     for batch in loader.once():
         if len(batch.labels):
             yield engine.run(batch.images).cpu(), batch.labels
-    model.train(was_training)
 
 
 def outputs(
