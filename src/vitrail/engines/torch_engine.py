@@ -8,16 +8,25 @@ from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, NonFiniteError
-from vitrail.model.vit import ViT
+from vitrail.model.checks import check_merge
+from vitrail.model.merging import merged_tokens
+from vitrail.model.vit import Tokens, ViT
 
 
 class TorchEngine:
-    """A model where its weights are; `dtype` is the precision of its arithmetic."""
+    """A model where its weights are; `dtype` is the precision of its arithmetic.
+
+    Each block merges `merge` patches away, which makes it faster and less exact (`merging`).
+    """
 
     name = "torch"
 
-    def __init__(self, model: ViT, preprocess: Preprocess, dtype: str = "float32") -> None:
+    def __init__(
+        self, model: ViT, preprocess: Preprocess, dtype: str = "float32", merge: int = 0
+    ) -> None:
+        check_merge(merge)
         self.model, self.preprocess, self.dtype = model.eval(), preprocess, dtype
+        self.merge = merge
         self.device = next(model.parameters()).device
         precision(self.device, dtype)  # refuses a wrong one now
 
@@ -26,7 +35,15 @@ class TorchEngine:
 
         uint8 images are pixels as `Preprocess.pixels` gives them; others are normalised already.
         """
-        return self.apply(self.model, images)
+        return self.apply(self._merged_logits if self.merge else self.model, images)
+
+    def tokens(self, images: Tensor, layer: int | None = None) -> Tokens:
+        """Give the tokens of the model's input, B C H W, after a block, the last by default."""
+        if self.merge:
+            return merged_tokens(self.model, images, self.merge, layer)
+        if layer is None:
+            return self.model.tokens(images)
+        return self.model.tokens(images, [layer])[0]
 
     def apply(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Give what `compute` makes of the model's input, B C H W, as `run` would run it."""
@@ -36,6 +53,9 @@ class TorchEngine:
                 images = self.preprocess.normalize(images)
             with precision(self.device, self.dtype):
                 return compute(images).float()
+
+    def _merged_logits(self, images: Tensor) -> Tensor:
+        return self.model.logits(self.tokens(images))
 
 
 def check_finite(values: Tensor) -> None:

@@ -98,14 +98,15 @@ def evaluate(
     device: str = "auto",
     dtype: str = "float32",
     threads: int = 2,
+    merge: int = 0,
 ) -> Evaluation:
     """Answer for every image of `source` and measure the answers.
 
     Labels go by class name: raises `DataError` where the source has a class that the bundle
-    cannot answer.
+    cannot answer. `merge` is as in `engine`.
     """
     how = {"batch_size": batch_size, "device": device, "dtype": dtype, "threads": threads}
-    return score(bundle, source, **how).evaluation()
+    return score(bundle, source, **how, merge=merge).evaluation()
 
 
 def score(
@@ -116,11 +117,12 @@ def score(
     device: str = "auto",
     dtype: str = "float32",
     threads: int = 2,
+    merge: int = 0,
     seen: Callable[[int], None] = lambda count: None,
 ) -> Scored:
     """Answer for every image of `source`; raises as `evaluate` does. `seen` hears of each batch."""
     loader = evaluation_loader(bundle, source, batch_size, threads)
-    found = answers(engine(bundle, dtype=dtype, device=device), loader, seen)
+    found = answers(engine(bundle, dtype=dtype, device=device, merge=merge), loader, seen)
     check_finite(found.scores)
     return joined([found], source, bundle.labels)
 
