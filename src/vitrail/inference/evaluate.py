@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vitrail.data.loader import Loader
 from vitrail.data.sources import BadFile, Source, path_of
-from vitrail.engines.build import Engine, engine
+from vitrail.engines.build import engine
 from vitrail.engines.torch_engine import check_finite
 from vitrail.errors import ConfigError, DataError
+from vitrail.inference.answering import Answers, source_answers
 from vitrail.inference.calibration import best_temperature, calibration_error
 from vitrail.inference.details import Details, examine
 from vitrail.inference.measures import (
@@ -23,7 +24,6 @@ from vitrail.inference.measures import (
     softmax,
     wilson,
 )
-from vitrail.inference.runner import logits
 from vitrail.weights.bundle import Bundle
 
 
@@ -121,8 +121,9 @@ def score(
     seen: Callable[[int], None] = lambda count: None,
 ) -> Scored:
     """Answer for every image of `source`; raises as `evaluate` does. `seen` hears of each batch."""
-    loader = evaluation_loader(bundle, source, batch_size, threads)
-    found = answers(engine(bundle, dtype=dtype, device=device, merge=merge), loader, seen)
+    check_classes(bundle, source)
+    runs = engine(bundle, dtype=dtype, device=device, merge=merge)
+    found = source_answers(runs, source, batch_size, threads, seen)
     check_finite(found.scores)
     return joined([found], source, bundle.labels)
 
@@ -143,30 +144,6 @@ def check_classes(bundle: Bundle, source: Source, model: str = "this model") -> 
             f"the images have classes that {model} does not know: {', '.join(unknown[:5])}; "
             f"it knows {', '.join(bundle.labels[:5])}{' ...' * (len(bundle.labels) > 5)}"
         )
-
-
-class Answers(NamedTuple):
-    """The answers to a share of a source's images, a row each, and by place what was not read."""
-
-    scores: Tensor  # logits, N classes
-    labels: Tensor  # N, by the source's classes
-    places: np.ndarray  # N, in the source
-    sides: np.ndarray  # N 2: height and width of each image
-    bad: dict[int, BadFile]
-
-
-def answers(
-    engine: Engine, loader: Loader, seen: Callable[[int], None] = lambda count: None
-) -> Answers:
-    """Give an engine's answers to every sample of a loader; `seen` is told how many are new."""
-    batches = []
-    for batch in logits(engine, loader):
-        batches.append(batch)
-        seen(len(batch[1]))
-    none = (torch.empty(0, 0), torch.empty(0, dtype=torch.long))
-    scores, labels = map(torch.cat, zip(*batches or [none], strict=True))
-    places = np.array([i for i in loader.own().tolist() if i not in loader.bad], np.int64)
-    return Answers(scores, labels, places, loader.sides[places], loader.bad)
 
 
 def joined(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -> Scored:

@@ -11,7 +11,8 @@ from vitrail.data.loader import Batch, Loader
 from vitrail.data.sources import Source, Splits
 from vitrail.engines.torch_engine import TorchEngine
 from vitrail.errors import ConfigError
-from vitrail.inference.evaluate import Answers, Evaluation, Scored, answers, joined
+from vitrail.inference.answering import Answers, answers
+from vitrail.inference.evaluate import Evaluation, Scored, joined
 from vitrail.training import finite
 from vitrail.training.clock import Clock
 from vitrail.training.learner import Learner
