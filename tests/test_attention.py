@@ -193,6 +193,19 @@ def test_both_kernels_give_the_same_numbers(masked: bool, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_in_a_mask_are_added_to_the_scores(dtype: torch.dtype) -> None:
+    q, k, v = torch.randn(3, B, K, N, d)
+    added = torch.randn(B, 1, 1, N)
+
+    scores = torch.einsum("bknd,bkmd->bknm", q, k) / d**0.5 + added
+    found = attend(q.to(dtype), k.to(dtype), v.to(dtype), added.to(dtype))
+
+    # bfloat16 has 8 bits: inputs, weights and output of order 1 are each off by up to 2^-9.
+    atol = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(found.float(), scores.softmax(dim=-1) @ v, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_dropout_drops_weights_and_scales_up_the_rest(dtype: torch.dtype) -> None:
     q, k = torch.zeros(2, 50, K, N, d, dtype=dtype)
     v = torch.eye(N, dtype=dtype).expand(50, K, N, N)  # the output is the weights themselves

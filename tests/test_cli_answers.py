@@ -89,6 +89,8 @@ def test_the_same_command_again_has_nothing_to_do_and_another_one_is_refused(
     assert len(list(csv.reader(first.decode().splitlines()))) == 21
     other = say(*words, "--top", 1)
     assert other.code == 2 and "with top 5, not 1" in other.err
+    other = say(*words, "--merge", 2)
+    assert other.code == 2 and "with merge 0, not 2" in other.err
     other = say("predict", "nano", "photos", "--format", "csv", "-o", "a.csv")
     assert other.code == 2 and "by another model" in other.err
     assert Path("a.csv").read_bytes() == first
@@ -192,6 +194,7 @@ def test_eval_compares_corrupts_and_writes(trained: Path, say: Say) -> None:
         ("photos --against nano", 2, "that nano does not know"),
         ("photos --predictions no/rows.csv", 5, "there is no folder"),
         ("photos --split test", 2, "has no split test, only train and val"),
+        ("photos --merge -1", 2, "merge is -1; it should be a whole number of patches"),
     ],
 )
 def test_eval_refuses_what_it_cannot_do(
@@ -215,6 +218,22 @@ def test_eval_says_what_it_measures_and_measures_what_it_is_asked_to(
     assert (
         counts["train"] + counts["val"] == counts["all"] == len(list(Path("photos").rglob("*.png")))
     )
+
+
+def test_merging_is_measured_and_told(trained: Path, say: Say) -> None:
+    plain, merged = (
+        say("eval", trained, "photos", "--merge", merge, "-o", f"merge-{merge}") for merge in (0, 9)
+    )
+
+    assert (plain.code, merged.code) == (0, 0)
+    found = [json.loads(Path(f"merge-{m}/evaluation.json").read_text()) for m in (0, 9)]
+    assert [values["merge"] for values in found] == [0, 9]
+    source = vitrail.open_data("photos").held_out
+    assert source is not None
+    for values in found:
+        wanted = vitrail.evaluate(vitrail.load(trained), source, merge=values["merge"])
+        assert values["loss"] == pytest.approx(wanted.loss, abs=1e-6)
+    assert abs(found[0]["loss"] - found[1]["loss"]) > 1e-4
 
 
 def test_a_run_on_a_table_is_measured_on_a_folder_too(trained: Path, say: Say) -> None:

@@ -31,24 +31,32 @@ class Engine(Protocol):
 
 
 def engine(
-    bundle: Bundle, name: str = "auto", dtype: str = "auto", *, device: str = "auto"
+    bundle: Bundle,
+    name: str = "auto",
+    dtype: str = "auto",
+    *,
+    device: str = "auto",
+    merge: int = 0,
 ) -> Engine:
     """Build the engine `name` for a bundle; `auto` is the fastest one that is here.
 
     `dtype` is float32, bfloat16 or float16; `auto` is bfloat16 on a GPU that multiplies it and
-    float32 elsewhere. Raises `ConfigError` for an engine, dtype or device that there is not.
+    float32 elsewhere. `merge` is how many patches each block merges into others, which is faster
+    and less exact. Raises `ConfigError` for an engine, dtype or device that there is not.
     """
     if name not in ("auto", *ENGINES):
         raise ConfigError(
             f'there is no engine "{name}", but {", ".join(ENGINES)}.{nearest(name, ENGINES)}'
         )
-    return torch_engine(bundle, dtype, device)
+    return torch_engine(bundle, dtype, device, merge)
 
 
-def torch_engine(bundle: Bundle, dtype: str = "auto", device: str = "auto") -> TorchEngine:
+def torch_engine(
+    bundle: Bundle, dtype: str = "auto", device: str = "auto", merge: int = 0
+) -> TorchEngine:
     """Build torch's engine, the one that gives tokens of any layer too."""
     where = pick_device(device)
     if dtype == "auto":
         fast = where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if fast else "float32"
-    return TorchEngine(bundle.model.to(where), bundle.preprocess, dtype)
+    return TorchEngine(bundle.model.to(where), bundle.preprocess, dtype, merge)

@@ -15,10 +15,19 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.model.vit import ACTIVATIONS, EncoderBlock, PatchEmbedding, ViT, patches
+from vitrail.model.kernels import attend
+from vitrail.model.vit import (
+    ACTIVATIONS,
+    EncoderBlock,
+    FeedForward,
+    PatchEmbedding,
+    ViT,
+    patches,
+)
 
 # What the product may be followed by at no cost: the operator's name of it, and its variant.
 _FUSED = {
@@ -47,10 +56,8 @@ def packed(model: ViT, preprocess: Preprocess, dtype: torch.dtype) -> ViT | None
         blocks = {
             str(i): PackedBlock(cast(EncoderBlock, b), dtype) for i, b in enumerate(model.blocks)
         }
-        shared = _with(model, blocks=nn.ModuleList(), patch_embed=nn.Identity())
-        rest = shared if dtype == torch.float32 else copy.deepcopy(shared).to(dtype)
         twin = _with(
-            rest,
+            _cast(_with(model, blocks=nn.ModuleList(), patch_embed=nn.Identity()), dtype),
             blocks=_with(model.blocks, **blocks),
             patch_embed=PackedPatches(model.patch_embed, preprocess, dtype),
         )
@@ -92,7 +99,7 @@ class PackedPatches(nn.Module):
 
     def __init__(self, plain: PatchEmbedding, preprocess: Preprocess, dtype: torch.dtype) -> None:
         super().__init__()
-        self.plain = plain if dtype == torch.float32 else copy.deepcopy(plain).to(dtype)
+        self.plain = _cast(plain, dtype)
         self.dtype, self.preprocess, self.folded = dtype, preprocess, None
         if plain.norm_patch is None:  # a norm of the patches reads them normalised
             mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
@@ -120,32 +127,44 @@ class PackedPatches(nn.Module):
 
 
 class PackedBlock(nn.Module):
-    """An `EncoderBlock` with packed matrices, B N D to B N D."""
+    """An `EncoderBlock` with packed matrices, B N D to B N D; its parts have the same names."""
 
     def __init__(self, block: EncoderBlock, dtype: torch.dtype) -> None:
         super().__init__()
-        attn, mlp, cast = block.attn, block.mlp, dtype != torch.float32
-        self.norm1, self.norm2 = (
-            copy.deepcopy(norm).to(dtype) if cast else norm for norm in (block.norm1, block.norm2)
+        attn = block.attn
+        self.norm1, self.norm2 = _cast(block.norm1, dtype), _cast(block.norm2, dtype)
+        self.attn = _with(
+            _cast(_with(attn, qkv=nn.Identity(), proj=nn.Identity()), dtype),
+            qkv=PackedLinear(attn.qkv.weight, attn.qkv.bias, dtype),
+            proj=PackedLinear(attn.proj.weight, attn.proj.bias, dtype, block.ls1),
         )
-        qkv = PackedLinear(attn.qkv.weight, attn.qkv.bias, dtype)
-        # Its own last matrix waits, for the residual sum is a part of the product.
-        heads = _with(attn, qkv=nn.Identity(), proj=nn.Identity())
-        self.attn = _with(copy.deepcopy(heads).to(dtype) if cast else heads, qkv=qkv)
-        self.proj = PackedLinear(attn.proj.weight, attn.proj.bias, dtype, block.ls1)
-        self.fc1 = PackedLinear(mlp.fc1.weight, mlp.fc1.bias, dtype)
-        self.fc2 = PackedLinear(mlp.fc2.weight, mlp.fc2.bias, dtype, block.ls2)
-        self.gated, self.activation = mlp.gated, mlp.activation
-        self.then = None if mlp.gated else _FUSED.get(mlp.activation)
+        self.mlp = PackedFeedForward(block.mlp, dtype, block.ls2)
+        self.ls1 = self.ls2 = nn.Identity()  # a part of the matrices now
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None
     ) -> Tensor:
-        x = self.proj.plus(self.attn(self.norm1(x), mask, rotation), x)
-        return self.fc2.plus(self.hidden(self.norm2(x)), x)
+        seen = attend(*self.attn.split(self.norm1(x), rotation), mask)
+        proj = cast(PackedLinear, self.attn.proj)
+        x = proj.plus(rearrange(seen, "b k n d -> b n (k d)"), x)
+        return self.mlp.fc2.plus(self.mlp.hidden(self.norm2(x)), x)
+
+
+class PackedFeedForward(nn.Module):
+    """A `FeedForward` with packed matrices, B N D to B N D."""
+
+    def __init__(self, mlp: FeedForward, dtype: torch.dtype, scale: nn.Module) -> None:
+        super().__init__()
+        self.fc1 = PackedLinear(mlp.fc1.weight, mlp.fc1.bias, dtype)
+        self.fc2 = PackedLinear(mlp.fc2.weight, mlp.fc2.bias, dtype, scale)
+        self.gated, self.activation = mlp.gated, mlp.activation
+        self.then = None if mlp.gated else _FUSED.get(mlp.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.hidden(x))
 
     def hidden(self, x: Tensor) -> Tensor:
-        """Give the hidden units of the feed-forward layer."""
+        """Give the hidden units, B N of the second matrix's width."""
         if self.then is not None:
             return self.fc1(x, *self.then)
         if not self.gated:
@@ -184,6 +203,11 @@ def _with(module: Part, **parts: nn.Module) -> Part:
     twin = copy.copy(module)
     twin._modules = {**module._modules, **parts}
     return twin
+
+
+def _cast(module: Part, dtype: torch.dtype) -> Part:
+    """Give a module in another precision: itself where it has it already."""
+    return module if dtype == torch.float32 else copy.deepcopy(module).to(dtype)
 
 
 def _operators() -> Any:

@@ -9,7 +9,9 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.engines.packed import packed
 from vitrail.errors import ConfigError, NonFiniteError
-from vitrail.model.vit import ViT
+from vitrail.model.checks import check_merge
+from vitrail.model.merging import merged_tokens
+from vitrail.model.vit import Tokens, ViT
 
 
 class TorchEngine:
@@ -17,15 +19,23 @@ class TorchEngine:
 
     On a CPU it runs in its packed form where there is one (`packed.py`), which rounds its last bits
     otherwise; with `packs` off it is the model itself, bit for bit. bfloat16 is that of the
-    weights too, and else autocast's.
+    weights too, and else autocast's. Each block merges `merge` patches away, which makes it faster
+    and less exact (`merging`).
     """
 
     name = "torch"
 
     def __init__(
-        self, model: ViT, preprocess: Preprocess, dtype: str = "float32", *, packs: bool = True
+        self,
+        model: ViT,
+        preprocess: Preprocess,
+        dtype: str = "float32",
+        merge: int = 0,
+        *,
+        packs: bool = True,
     ) -> None:
-        self.preprocess, self.dtype = preprocess, dtype
+        check_merge(merge)
+        self.preprocess, self.dtype, self.merge = preprocess, dtype, merge
         self.device = next(model.parameters()).device
         precision(self.device, dtype)  # refuses a wrong one now
         model.eval()
@@ -39,7 +49,15 @@ class TorchEngine:
 
         uint8 images are pixels as `Preprocess.pixels` gives them; others are normalised already.
         """
-        return self.apply(self.model, images)
+        return self.apply(self._merged_logits if self.merge else self.model, images)
+
+    def tokens(self, images: Tensor, layer: int | None = None) -> Tokens:
+        """Give the tokens of the model's input, B C H W, after a block, the last by default."""
+        if self.merge:
+            return merged_tokens(self.model, images, self.merge, layer)
+        if layer is None:
+            return self.model.tokens(images)
+        return self.model.tokens(images, [layer])[0]
 
     def apply(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Give what `compute` makes of the model's input, B C H W, as `run` would run it."""
@@ -51,6 +69,9 @@ class TorchEngine:
                 images = self.preprocess.normalize(images)
             with precision(self.device, self.dtype):
                 return compute(images).float()
+
+    def _merged_logits(self, images: Tensor) -> Tensor:
+        return self.model.logits(self.tokens(images))
 
 
 def check_finite(values: Tensor) -> None:

@@ -77,6 +77,7 @@ def predict_parts(
     form: str = "parquet",
     engine: str = "auto",
     dtype: str = "float32",
+    merge: int = 0,
     cluster: Cluster = Cluster(),  # frozen
 ) -> Written:
     """Write the answers for a list of images as parts of a folder; says what came of all of them.
@@ -88,8 +89,9 @@ def predict_parts(
     check_answers(bundle, top)
     if form not in _FORMS:
         raise ConfigError(f'parts are {", ".join(_FORMS)}, and not "{form}"')
-    how = {"form": form, "top": top, "name": engine, "dtype": dtype}
-    made_by = {"command": "predict", "format": form, "top": top, "engine": engine, "dtype": dtype}
+    how = {"top": top, "dtype": dtype, "merge": merge}
+    made_by = {"command": "predict", "format": form, "engine": engine, **how}
+    how |= {"form": form, "name": engine}
     return _written(bundle, images, folder, f".{form}", partial(predictor, **how), made_by, cluster)
 
 
@@ -101,10 +103,11 @@ def embed_parts(
     tokens: Kind = "pooled",
     layer: int | None = None,
     dtype: str = "float32",
+    merge: int = 0,
     cluster: Cluster = Cluster(),  # frozen
 ) -> Written:
     """Write the embeddings of a list of images as parquet, as `predict_parts` writes answers."""
-    how: dict[str, Any] = {"tokens": tokens, "layer": layer, "dtype": dtype}
+    how: dict[str, Any] = {"tokens": tokens, "layer": layer, "dtype": dtype, "merge": merge}
     made_by = {"command": "embed", **how}
     return _written(bundle, images, folder, ".parquet", partial(embedder, **how), made_by, cluster)
 

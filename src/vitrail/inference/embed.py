@@ -12,7 +12,8 @@ from vitrail.engines.build import torch_engine
 from vitrail.engines.torch_engine import TorchEngine, check_finite
 from vitrail.errors import ConfigError, DataError, nearest
 from vitrail.inference.runner import outputs
-from vitrail.model.vit import Tokens, ViT
+from vitrail.model.checks import check_layer
+from vitrail.model.vit import Tokens
 from vitrail.weights.bundle import Bundle
 
 Kind = Literal["pooled", "class", "mean", "patches"]
@@ -36,16 +37,17 @@ def embed(
     device: str = "auto",
     dtype: str = "float32",
     threads: int = 2,
+    merge: int = 0,
 ) -> np.ndarray:
     """Give the embeddings of one image or many, N D, in their order.
 
     `pooled` is what the head reads, `class` the class token, `mean` the patches' mean, `patches`
     every patch token, N P D; all after the final norm. `layer` is the block that they are taken
-    after, 0 the first, -1 the last, None the whole encoder. Raises `DataError` for an image that
-    cannot be read, `ConfigError` for tokens or a layer that the model does not have, and
-    `NonFiniteError` for a model whose weights are broken.
+    after, 0 the first, -1 the last, None the whole encoder; `merge` is as in `engine`. Raises
+    `DataError` for an image that cannot be read, `ConfigError` for tokens or a layer that the model
+    does not have, and `NonFiniteError` for a model whose weights are broken.
     """
-    runs = torch_engine(bundle, dtype, device)
+    runs = torch_engine(bundle, dtype, device, merge)
     found = embedded(
         runs, items_of(listed(images)), tokens, layer, batch_size=batch_size, threads=threads
     )
@@ -67,7 +69,7 @@ def embedded(
     threads: int = 2,
 ) -> Iterator[Embedded]:
     """Give the embeddings of a stream of images, batch by batch."""
-    take = _taker(engine.model, tokens, layer)
+    take = _taker(engine, tokens, layer)
 
     def compute(images: Tensor) -> Tensor:
         return engine.apply(take, images)
@@ -81,9 +83,9 @@ def embedded(
         yield Embedded(good, found.values.numpy(), bad)
 
 
-def _taker(model: ViT, tokens: str, layer: int | None) -> Callable[[Tensor], Tensor]:
+def _taker(engine: TorchEngine, tokens: str, layer: int | None) -> Callable[[Tensor], Tensor]:
     """Give the function from the model's input to what is asked for; refuses what there is not."""
-    config = model.config
+    model, config = engine.model, engine.model.config
     if tokens not in get_args(Kind):
         raise ConfigError(
             f'there are no tokens "{tokens}", but {", ".join(get_args(Kind))}.'
@@ -91,8 +93,8 @@ def _taker(model: ViT, tokens: str, layer: int | None) -> Callable[[Tensor], Ten
         )
     if tokens == "class" and not config.class_token:
         raise ConfigError("this model has no class token: take pooled, mean or patches")
-    if layer is not None and not -config.depth <= layer < config.depth:
-        raise ConfigError(f"there is no layer {layer}: the blocks are 0 to {config.depth - 1}")
+    if layer is not None:
+        check_layer(layer, config.depth)
     of_tokens: dict[str, Callable[[Tokens], Tensor]] = {
         "pooled": model.pool,
         "class": lambda found: found.prefix[:, 0],
@@ -101,7 +103,6 @@ def _taker(model: ViT, tokens: str, layer: int | None) -> Callable[[Tensor], Ten
     }
 
     def take(images: Tensor) -> Tensor:
-        found = model.tokens(images) if layer is None else model.tokens(images, [layer])[0]
-        return of_tokens[tokens](found)
+        return of_tokens[tokens](engine.tokens(images, layer))
 
     return take

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vitrail.data.loader import Loader
-from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import BadFile, Source, path_of
-from vitrail.engines.torch_engine import check_finite, pick_device
+from vitrail.engines.build import engine
+from vitrail.engines.torch_engine import check_finite
 from vitrail.errors import ConfigError, DataError
+from vitrail.inference.answering import Answers, source_answers
 from vitrail.inference.calibration import best_temperature, calibration_error
 from vitrail.inference.details import Details, examine
 from vitrail.inference.measures import (
@@ -23,8 +24,6 @@ from vitrail.inference.measures import (
     softmax,
     wilson,
 )
-from vitrail.inference.runner import logits
-from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
 
 
@@ -99,14 +98,15 @@ def evaluate(
     device: str = "auto",
     dtype: str = "float32",
     threads: int = 2,
+    merge: int = 0,
 ) -> Evaluation:
     """Answer for every image of `source` and measure the answers.
 
     Labels go by class name: raises `DataError` where the source has a class that the bundle
-    cannot answer.
+    cannot answer. `merge` is as in `engine`.
     """
     how = {"batch_size": batch_size, "device": device, "dtype": dtype, "threads": threads}
-    return score(bundle, source, **how).evaluation()
+    return score(bundle, source, **how, merge=merge).evaluation()
 
 
 def score(
@@ -117,12 +117,13 @@ def score(
     device: str = "auto",
     dtype: str = "float32",
     threads: int = 2,
+    merge: int = 0,
     seen: Callable[[int], None] = lambda count: None,
 ) -> Scored:
     """Answer for every image of `source`; raises as `evaluate` does. `seen` hears of each batch."""
-    loader = evaluation_loader(bundle, source, batch_size, threads)
-    bundle.model.to(pick_device(device))
-    found = answers(bundle.model, bundle.preprocess, loader, dtype, seen)
+    check_classes(bundle, source)
+    runs = engine(bundle, dtype=dtype, device=device, merge=merge)
+    found = source_answers(runs, source, batch_size, threads, seen)
     check_finite(found.scores)
     return joined([found], source, bundle.labels)
 
@@ -145,48 +146,21 @@ def check_classes(bundle: Bundle, source: Source, model: str = "this model") -> 
         )
 
 
-class Answers(NamedTuple):
-    """The answers to a share of a source's images, a row each, and by place what was not read."""
-
-    scores: Tensor  # logits, N classes
-    labels: Tensor  # N, by the source's classes
-    places: np.ndarray  # N, in the source
-    sides: np.ndarray  # N 2: height and width of each image
-    bad: dict[int, BadFile]
-
-
-def answers(
-    model: ViT,
-    preprocess: Preprocess,
-    loader: Loader,
-    dtype: str,
-    seen: Callable[[int], None] = lambda count: None,
-) -> Answers:
-    """Give a model's answers to every sample of a loader; `seen` is told how many are new."""
-    batches = []
-    for batch in logits(model, preprocess, loader, dtype):
-        batches.append(batch)
-        seen(len(batch[1]))
-    none = (torch.empty(0, model.config.classes), torch.empty(0, dtype=torch.long))
-    scores, labels = map(torch.cat, zip(*batches or [none], strict=True))
-    places = np.array([i for i in loader.own().tolist() if i not in loader.bad], np.int64)
-    return Answers(scores, labels, places, loader.sides[places], loader.bad)
-
-
 def joined(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -> Scored:
     """Put answers together that are those to all of a source, in its order."""
-    labels = torch.cat([part.labels for part in parts])
-    if not len(labels):
+    read = [part for part in parts if len(part.labels)]
+    if not read:
         raise DataError(f"none of the {len(source)} held-out images can be read")
-    places = np.concatenate([part.places for part in parts])
+    labels = torch.cat([part.labels for part in read])
+    places = np.concatenate([part.places for part in read])
     bad = {index: file for part in parts for index, file in part.bad.items()}
     return Scored(
-        torch.cat([part.scores for part in parts]).numpy(),
+        torch.cat([part.scores for part in read]).numpy(),
         _places(source, names)[labels].numpy(),
         names,
         places,
         tuple(path_of(source, i) for i in places.tolist()),
-        np.concatenate([part.sides for part in parts]),
+        np.concatenate([part.sides for part in read]),
         tuple(bad.values()),
     )
 

@@ -18,10 +18,18 @@ from vitrail.weights.disk import new_file
 
 
 def predictor(
-    bundle: Bundle, *, form: str, top: int, name: str, dtype: str, device: str, **how: Any
+    bundle: Bundle,
+    *,
+    form: str,
+    top: int,
+    name: str,
+    dtype: str,
+    device: str,
+    merge: int = 0,
+    **how: Any,
 ) -> Fill:
     """Give what writes predictions as `csv`, `jsonl` or `parquet`, by the engine called `name`."""
-    runs = engine(bundle, name, dtype, device=device)
+    runs = engine(bundle, name, dtype, device=device, merge=merge)
 
     def fill(items: Iterable[Item], path: Path) -> Written:
         rows = [row for batch in batches(runs, bundle.labels, items, top, **how) for row in batch]
@@ -43,10 +51,17 @@ def _write(rows: list[Prediction], form: str, path: Path) -> None:
 
 
 def embedder(
-    bundle: Bundle, *, tokens: Kind, layer: int | None, dtype: str, device: str, **how: Any
+    bundle: Bundle,
+    *,
+    tokens: Kind,
+    layer: int | None,
+    dtype: str,
+    device: str,
+    merge: int = 0,
+    **how: Any,
 ) -> Fill:
     """Give what writes embeddings as parquet; what cannot be read has no row."""
-    runs = torch_engine(bundle, dtype, device)
+    runs = torch_engine(bundle, dtype, device, merge)
     blank = np.zeros((*bundle.preprocess.size, bundle.preprocess.channels), np.uint8)
 
     def fill(items: Iterable[Item], path: Path) -> Written:

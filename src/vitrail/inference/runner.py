@@ -1,4 +1,4 @@
-"""An engine over batches of images: labelled ones of a loader, or a stream without an end."""
+"""What is computed over batches of images: a stream without an end."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 
 from vitrail.data.inputs import Item
-from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.stream import decoded
-from vitrail.engines.torch_engine import TorchEngine
 from vitrail.errors import ConfigError
-from vitrail.model.vit import ViT
 
 
 class Outputs(NamedTuple):
@@ -22,21 +19,6 @@ class Outputs(NamedTuple):
     items: list[Item]
     errors: list[str | None]
     values: Tensor  # on the CPU
-
-
-def logits(
-    model: ViT, preprocess: Preprocess, loader: Loader, dtype: str = "float32"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give the logits, B classes in float32, and labels, B, of every sample in the source's order.
-
-    Both are on the CPU; a file that cannot be read is not among them but in `loader.bad`.
-    """
-    was_training = model.training
-    engine = TorchEngine(model, preprocess, dtype)
-    for batch in loader.once():
-        if len(batch.labels):
-            yield engine.run(batch.images).cpu(), batch.labels
-    model.train(was_training)
 
 
 def outputs(

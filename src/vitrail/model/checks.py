@@ -38,6 +38,21 @@ def check_images(shape: tuple[int, ...], channels: int, patch: int) -> None:
     check_image_size((shape[2], shape[3]), patch)
 
 
+def check_layer(layer: int, depth: int) -> None:
+    """Raise `ConfigError` for a block that a model of `depth` blocks does not have."""
+    if not -depth <= layer < depth:
+        raise ConfigError(f"there is no layer {layer}: the blocks are 0 to {depth - 1}")
+
+
+def check_merge(merge: int) -> None:
+    """Raise `ConfigError` for a number of patches to merge in each block that is none."""
+    if type(merge) is not int or merge < 0:
+        raise ConfigError(
+            f"merge is {merge!r}; it should be a whole number of patches that each block merges "
+            "away, 0 for none"
+        )
+
+
 def check_sizes(config: "ViTConfig") -> None:
     """Raise `ConfigError` where a count or a size is out of range or does not divide."""
     for most in (float("inf"), MOST):  # "1 or more" says more than a range that nobody meets

@@ -16,11 +16,12 @@ def attend(
 ) -> Tensor:
     """Give softmax(q k^T / sqrt(d)) v, B K N d, for q of B K N d, k and v of B K M d.
 
-    `mask` broadcasts to B K N M, True where a query may look; a row without any True gives zeros.
-    `dropout` is the share of attention weights to drop, the rest being scaled up.
+    `mask` broadcasts to B K N M: True where a query may look, a row without any True giving zeros;
+    or numbers in q's dtype that are added to the scores before the softmax. `dropout` is the share
+    of attention weights to drop, the rest being scaled up.
     """
-    if mask is None:
-        return _attend(q, k, v, None, dropout)
+    if mask is None or mask.is_floating_point():
+        return _attend(q, k, v, mask, dropout)
     # A softmax over nothing is 0 / 0. Such a row looks everywhere, and what it saw is struck out:
     # neither its output nor a gradient is ever NaN.
     mask = mask.expand(torch.broadcast_shapes(mask.shape, (q.shape[-2], k.shape[-2])))
@@ -39,6 +40,8 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: 
     # Softmax sums in float32 whatever it is given; autocast would copy all scores there and back.
     with torch.autocast(q.device.type, enabled=False):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # B K N M
-        if mask is not None:
+        if mask is not None and mask.is_floating_point():
+            scores = scores + mask
+        elif mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         return F.dropout(scores.softmax(dim=-1), dropout) @ v

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
 from vitrail.model import positions
-from vitrail.model.checks import check_images
+from vitrail.model.checks import check_images, check_layer
 from vitrail.model.config import DropRates, ViTConfig
 from vitrail.model.initialization import initialize
 from vitrail.model.kernels import attend
@@ -111,6 +110,10 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Attend over x, B N D; `mask` broadcasts to B K N N, True where a token may look."""
         q, k, v = self.split(x, rotation)
+        return self.mix(q, k, v, mask)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Give each token what it looks for, B N D: the values weighted by softmax(q k^T)."""
         # Scores are divided by the square root of the *head* width d, and before the softmax: the
         # product of two vectors of d unit normals has a standard deviation of sqrt(d). By the
         # square root of the whole width, as in many a tutorial, all tokens look about alike;
@@ -289,7 +292,10 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Give the logits, B classes, of images, B C H W; pooled features where classes = 0."""
-        tokens = self.tokens(images)
+        return self.logits(self.tokens(images))
+
+    def logits(self, tokens: Tokens) -> Tensor:
+        """Give the logits, B classes, of the encoder's tokens."""
         logits = self.head(self.pool(tokens))
         if self.head_dist is None:
             return logits
@@ -308,11 +314,10 @@ class ViT(nn.Module):
         """
         if layers is None:
             x, rotation, grid = self.embed(images)
-            return self._tokens(self.blocks(x, rotation=rotation), grid)
+            return self.finish(self.blocks(x, rotation=rotation), grid)
         depth = self.config.depth
         for layer in layers:
-            if not -depth <= layer < depth:
-                raise ConfigError(f"there is no layer {layer}: the blocks are 0 to {depth - 1}")
+            check_layer(layer, depth)
         # No block runs beyond the last one asked for, and no other block's tokens are kept.
         wanted = [layer % depth for layer in layers]
         x, rotation, grid = self.embed(images)
@@ -320,7 +325,7 @@ class ViT(nn.Module):
         for i, block in zip(range(max(wanted, default=-1) + 1), self.blocks, strict=False):
             x = block(x, rotation=rotation)
             if i in wanted:
-                after[i] = self._tokens(x, grid)
+                after[i] = self.finish(x, grid)
         return [after[i] for i in wanted]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
@@ -374,7 +379,8 @@ class ViT(nn.Module):
         assert self.head_dist is not None
         return self.head_dist(self.fc_norm(tokens.prefix[:, 1]))
 
-    def _tokens(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
+    def finish(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
+        """Give what leaves a block, B P+N D, as tokens after the final norm."""
         x = self.norm(x)
         return Tokens(x[:, : self.config.prefix], x[:, self.config.prefix :], grid)
 

@@ -9,8 +9,10 @@ import numpy as np
 from vitrail.data.config import Augment
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.sources import Source, Splits
+from vitrail.engines.torch_engine import TorchEngine
 from vitrail.errors import ConfigError
-from vitrail.inference.evaluate import Answers, Evaluation, Scored, answers, joined
+from vitrail.inference.answering import Answers, answers
+from vitrail.inference.evaluate import Evaluation, Scored, joined
 from vitrail.training import finite
 from vitrail.training.clock import Clock
 from vitrail.training.learner import Learner
@@ -148,8 +150,10 @@ class Session:
         self.check_finite()
         self.scored = None  # its memory is needed
         model, dtype = self.learner.answering, self.recipe.train.dtype
-        how = self.preprocess
-        own = self.world.together(lambda: answers(model, how, self.held_out, dtype), leaves=True)
+        was_training = model.training
+        engine = TorchEngine(model, self.preprocess, dtype)
+        own = self.world.together(lambda: answers(engine, self.held_out), leaves=True)
+        model.train(was_training)
         parts = self.world.collect(own)
         for part in parts:
             self.held_out.bad |= part.bad

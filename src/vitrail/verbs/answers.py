@@ -11,6 +11,7 @@ import tyro
 
 from vitrail.data.inputs import Item, check, inputs
 from vitrail.errors import ConfigError
+from vitrail.model.checks import check_merge
 from vitrail.verbs.over_ray import check_flags, embed_over_ray, predict_over_ray
 from vitrail.verbs.words import Device, Dtype, Images, Output, Text, as_json
 
@@ -30,6 +31,7 @@ class Predict:
     threads: int = 2  # that decode
     device: Device = "auto"
     dtype: Dtype = "float32"
+    merge: int = 0  # patches that each block merges into others: faster, less exact
     ray: str | None = None  # a cluster: auto, HOST:PORT, or local; -o is a folder of parts then
     part_images: int | None = None  # with --ray: of a part, else 1024 and so many batches
     cores_per_model: int | None = None  # with --ray on CPUs, else all of the smallest machine
@@ -39,6 +41,7 @@ class Predict:
         from vitrail.weights.origin import parse as parse_origin
 
         check_flags(self)
+        check_merge(self.merge)
         if parse_origin(self.model).kind == "preset":
             print(f"{self.model} has random weights: its answers mean nothing", file=sys.stderr)
         check(self.images)
@@ -54,9 +57,9 @@ class Predict:
         check_output(form, self.output)
         bundle = load(self.model)
         check_answers(bundle, self.top)
-        runs = engine(bundle, self.engine, self.dtype, device=self.device)
+        runs = engine(bundle, self.engine, self.dtype, device=self.device, merge=self.merge)
         how = {"batch_size": self.batch_size, "threads": self.threads}
-        made_by = {"top": self.top, "engine": runs.name, "dtype": runs.dtype}
+        made_by = {"top": self.top, "engine": runs.name, "dtype": runs.dtype, "merge": self.merge}
         items = inputs(self.images, self.image_column)
         if self.output is not None:
             made_by |= {"model": bundle.digest(), "image_column": self.image_column}
@@ -89,6 +92,7 @@ class Embed:
     threads: int = 2  # that decode
     device: Device = "auto"
     dtype: Dtype = "float32"
+    merge: int = 0  # patches that each block merges into others: faster, less exact
     ray: str | None = None  # a cluster: auto, HOST:PORT, or local; -o is a folder of parts then
     part_images: int | None = None  # with --ray: of a part, else 1024 and so many batches
     cores_per_model: int | None = None  # with --ray on CPUs, else all of the smallest machine
@@ -98,6 +102,7 @@ class Embed:
         from vitrail.weights.origin import parse as parse_origin
 
         check_flags(self)
+        check_merge(self.merge)
         parse_origin(self.model)
         check([self.data])
         keep = self.neighbours is not None or self.probe
@@ -120,7 +125,7 @@ class Embed:
         if self.output is not None:
             check_file(self.output)
         items = self._items()
-        engine = torch_engine(load(self.model), self.dtype, self.device)
+        engine = torch_engine(load(self.model), self.dtype, self.device, self.merge)
         how = {"batch_size": self.batch_size, "threads": self.threads}
         batches = embedded(engine, items, self.tokens, self.layer, **how)
         found = insight(

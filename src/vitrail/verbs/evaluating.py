@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vitrail.data.address import parse
 from vitrail.errors import ConfigError
+from vitrail.model.checks import check_merge
 from vitrail.verbs.words import SPLIT, Device, Dtype, Output, Text, as_json
 
 Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
@@ -29,6 +30,7 @@ class Eval:
     threads: int = 2  # that decode
     device: Device = "auto"
     dtype: Dtype = "float32"
+    merge: int = 0  # patches that each block merges into others: faster, less exact
     json: bool = False  # print one JSON document
 
     def run(self) -> int:
@@ -40,6 +42,7 @@ class Eval:
         for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it should be 1 or more")
+        check_merge(self.merge)
         from vitrail.inference.evaluation_files import check_folder, check_predictions
 
         if self.predictions is not None:
@@ -99,6 +102,7 @@ class Eval:
             write_predictions(scored, self.predictions)
         if self.output is not None:
             values |= {"model": self.model, "data": self.data, "data_options": how}
+            values["merge"] = self.merge
             write_evaluation(values, scored, self.output)
         return 2 if found.failed else 0
 
@@ -111,7 +115,7 @@ class Eval:
         from vitrail.inference.evaluation_text import corruptions_text
 
         loader = evaluation_loader(bundle, source, self.batch_size, self.threads)
-        runs = engine(bundle, dtype=self.dtype, device=self.device)
+        runs = engine(bundle, dtype=self.dtype, device=self.device, merge=self.merge)
         found = corruption_results(runs, loader, bundle.labels, seen=seen)
         clean = sum(scored.right().values()) / len(scored.labels)
         yield "corruptions", [row._asdict() for row in found], corruptions_text(found, clean)
@@ -130,4 +134,4 @@ class Eval:
 
     def _runs(self) -> dict[str, Any]:
         how = {"batch_size": self.batch_size, "threads": self.threads}
-        return how | {"device": self.device, "dtype": self.dtype}
+        return how | {"device": self.device, "dtype": self.dtype, "merge": self.merge}

@@ -48,6 +48,7 @@ def predict_over_ray(flags: "Predict") -> int:
         form=flags.format,
         engine=flags.engine,
         dtype=flags.dtype,
+        merge=flags.merge,
         cluster=cluster,
     )
     print(f"{found.images:,} images, {found.failed:,} failed: {flags.output}", file=sys.stderr)
@@ -67,7 +68,8 @@ def embed_over_ray(flags: "Embed") -> int:
     assert flags.output is not None
     cluster = _cluster(flags)
     items = partial(_opened, flags.data, flags.image_column, flags.label_column)
-    how: dict[str, Any] = {"tokens": flags.tokens, "layer": flags.layer, "dtype": flags.dtype}
+    names = ("tokens", "layer", "dtype", "merge")
+    how: dict[str, Any] = {name: getattr(flags, name) for name in names}
     found = embed_parts(load(flags.model), items, flags.output, **how, cluster=cluster)
     for path, reason in found.bad:
         print(f"not read: {path}: {reason}", file=sys.stderr)
