@@ -38,7 +38,14 @@ EVERYTHING = Recipe(
     ),
     data=Data(source="photos", threads=3, max_bad_share=0.5, held_out_share=0.25, split_seed=4),
     augment=Augment(
-        rotate=5.0, scale=0.1, shear=0.2, shift=0.3, flip=True, brightness=0.4, fill="border"
+        rotate=5.0,
+        scale=0.1,
+        shear=0.2,
+        shift=0.3,
+        elastic=0.1,
+        flip=True,
+        brightness=0.4,
+        fill="border",
     ),
     optimizer=Optimizer(
         name="muon",
@@ -67,6 +74,7 @@ EVERYTHING = Recipe(
         evaluate_every=3,
         save_every=4,
         position_scale=2.0,
+        first_size=(4, 4),
         drop=DropRates(attention=0.1, mlp=0.2, residual=0.3, stochastic_depth=0.4, patches=0.5),
     ),
     ema=Ema(decay=0.99),

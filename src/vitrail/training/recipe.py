@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vitrail.data.address import parse
 from vitrail.data.config import Augment
@@ -374,7 +374,8 @@ def _build(cls: type, table: Mapping[str, Any], where: str, **ready: Any) -> Any
                 raise ConfigError(f"{inner} is {value!r}; it should be a table, [{inner}]")
             values[name] = _build(hints[name], value, f"[{inner}]")  # type: ignore[arg-type]
         else:
-            values[name] = value
+            holds_tuple = tuple in map(get_origin, (hints[name], *get_args(hints[name])))
+            values[name] = tuple(value) if holds_tuple and isinstance(value, list) else value
     try:
         return cls(**values)
     except ConfigError as error:
