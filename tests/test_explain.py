@@ -15,7 +15,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, DataError, NonFiniteError
 from vitrail.explaining.attention import Rollout, Rows, watching
 from vitrail.explaining.explain import explain
-from vitrail.explaining.faithfulness import faithfulness, prefixes
+from vitrail.explaining.faithfulness import compared, faithfulness, prefixes
 from vitrail.explaining.hiding import answers, filling
 from vitrail.explaining.inside import (
     attention_distance,
@@ -91,7 +91,7 @@ def test_a_model_with_broken_weights_is_not_explained(bundle: Bundle, method: An
 
 
 @torch.no_grad()
-def test_rollout_and_relevance_are_what_the_head_reads(bundle: Bundle) -> None:
+def test_rollout_is_what_the_head_reads_and_relevance_what_all_tokens_take(bundle: Bundle) -> None:
     rollout = Rollout(range(6))
     with watching(bundle.model, [0, 1], rollout):
         best = int(bundle.model(seen_by(bundle)).argmax())
@@ -329,6 +329,20 @@ def test_the_areas_are_those_under_the_curves(bundle: Bundle) -> None:
     assert faithfulness(bundle.model, image, ranks, 2).random_deletion == pytest.approx(
         found.random_deletion, abs=1e-5
     )
+
+
+def test_maps_are_compared_as_each_is_measured_and_chance_runs_once(bundle: Bundle) -> None:
+    image, maps = seen_by(bundle)[0], [torch.randn(GRID) for _ in range(3)]
+    alone = [faithfulness(bundle.model, image, each, 2) for each in maps]
+    passes: list[int] = []
+    bundle.model.register_forward_hook(lambda _, read, __: passes.append(len(read[0])))
+
+    together = compared(bundle.model, image, maps, 2)
+
+    assert sum(passes) == 2 * (3 + 4) * 17
+    for one, other in zip(alone, together, strict=True):
+        # What stands beside an image in its batch changes the last digits alone.
+        assert one.to_json() == pytest.approx(other.to_json(), abs=1e-6)
 
 
 def test_an_order_is_taken_from_its_start() -> None:

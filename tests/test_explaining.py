@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from families import FAMILIES, VIT, build
 from vitrail.errors import ConfigError
@@ -19,7 +19,8 @@ from vitrail.explaining.attention import (
     watching,
     weights,
 )
-from vitrail.explaining.relevance import relevance
+from vitrail.explaining.propagation import conserving
+from vitrail.explaining.relevance import relevance, taken_for
 from vitrail.model import vit
 from vitrail.model.config import ViTConfig
 from vitrail.model.kernels import attend
@@ -203,40 +204,45 @@ def test_rollout_is_the_product_of_half_attention_and_half_itself(
     np.testing.assert_allclose(rollout.flow.sum(dim=-1), 1, atol=1e-6)
 
 
-def slow_relevance(model: ViT, image: Tensor, target: int, seen: list[Tensor]) -> np.ndarray:
-    """Give the relevance of each token by the paper's two equations, one number after the other."""
-    config = model.config
-    model(image[None].clone().requires_grad_())[0, target].backward()
-    weighed = []
-    for attention in seen:
+def held(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Hold attention and deviations as constants, and give the list of attention, B K N N, to come.
+
+    Each attention is a leaf: what it is made of cannot matter, and what it does has a gradient.
+    """
+    leaves: list[Tensor] = []
+
+    def attending(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+        leaves.append(weights(q, k).detach().requires_grad_())
+        return leaves[-1] @ v
+
+    def norm(self: nn.LayerNorm, x: Tensor) -> Tensor:
+        mean, variance = x.mean(dim=-1, keepdim=True), x.var(dim=-1, correction=0, keepdim=True)
+        return (x - mean) / (variance + self.eps).sqrt().detach() * self.weight + self.bias
+
+    monkeypatch.setattr(vit, "attend", attending)
+    monkeypatch.setattr(nn.LayerNorm, "forward", norm)
+    return leaves
+
+
+def slow_relevance(model: ViT, image: Tensor, target: int, leaves: list[Tensor]) -> np.ndarray:
+    """Give the relevance of each token by the paper's equation 5, one number after the other."""
+    found = np.zeros(model.config.prefix + PATCHES)
+    model(image[None])[0, target].backward()
+    for attention in leaves:
         assert attention.grad is not None
         a, slope = attention[0].detach().double(), attention.grad[0].double()
-        spoken = [
-            [
-                [max(float(g * w), 0) for g, w in zip(*row, strict=True)]
-                for row in zip(*head, strict=True)
-            ]
-            for head in zip(slope, a, strict=True)
-        ]
-        weighed.append(np.array(spoken).mean(axis=0))  # fmt: skip
-    flow = np.eye(weighed[0].shape[0])
-    for step in weighed[: config.depth]:
-        flow = flow + step @ flow
+        first = len(found) - a.shape[-1]  # a pooling looks at patches alone
+        for head in range(HEADS):
+            for query in range(a.shape[1]):
+                for token in range(a.shape[2]):
+                    spoken = float(a[head, query, token] * slope[head, query, token])
+                    found[first + token] += max(spoken, 0) / HEADS
     model.zero_grad()
-    if config.pooling == "map":
-        return weighed[config.depth][0] @ flow[config.prefix :]
-    flow = flow - np.eye(len(flow))
-    rows = {
-        "cls": flow[0],
-        "mean": flow[config.prefix :].mean(axis=0),
-        "mean_all": flow.mean(axis=0),
-        "cls+mean": (flow[0] + flow[config.prefix :].mean(axis=0)) / 2,
-    }[config.pooling]
-    return (rows + flow[1]) / 2 if config.distillation_token else rows
+    return found
 
 
 @pytest.mark.parametrize("config", FAMILIES)
-def test_relevance_is_what_the_paper_s_equations_give(
+def test_relevance_is_what_all_queries_take_by_the_paper_s_equation(
     config: ViTConfig, photos: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(config)
@@ -245,10 +251,70 @@ def test_relevance_is_what_the_paper_s_equations_give(
 
     for image, rows in zip(photos, found, strict=True):
         with monkeypatch.context() as patch:
-            seen = written_out(patch)
-            wanted = slow_relevance(model, image, 3, seen)
+            leaves = held(patch)
+            wanted = slow_relevance(model, image, 3, leaves)
         assert wanted.max() > 0
         np.testing.assert_allclose(rows, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
+
+
+@pytest.mark.parametrize("config", FAMILIES)
+def test_without_holding_the_gradient_is_the_model_s_own(
+    config: ViTConfig, photos: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(config)
+    taken, _ = taken_for(model, photos, 3, [0, 1, 2], [0, 1])
+    found = dict(taken)
+    seen = written_out(monkeypatch)
+
+    model(photos.clone().requires_grad_())[:, 3].sum().backward()
+
+    assert list(found) == [0, 1, 2, "pool"][: len(seen)]
+    for each, attention in zip(found.values(), seen, strict=True):
+        assert attention.grad is not None
+        wanted = (attention * attention.grad).detach().clamp_min(0).mean(dim=1)
+        torch.testing.assert_close(each, wanted, rtol=1e-3, atol=1e-5 * float(wanted.max()))
+
+
+@pytest.mark.parametrize("config", FAMILIES)
+def test_a_conserving_model_divides_its_logit_among_what_enters(
+    config: ViTConfig, photos: Tensor
+) -> None:
+    model, entered = build(config.replace(pre_logits=False)), []
+    for name, value in model.named_parameters():
+        # A bias has a share that no token has, and what a feed-forward bends adds up to less.
+        if name.endswith("bias") or "mlp.fc2" in name:
+            nn.init.zeros_(value)
+    model.blocks[0].register_forward_pre_hook(lambda _, read: entered.append(read[0]))
+
+    with conserving(model):
+        logits = model(photos.clone().requires_grad_())
+    (slope,) = torch.autograd.grad(logits[:, 3].sum(), entered)
+
+    shares = (slope * entered[0]).sum(dim=(1, 2))
+    assert shares.abs().min() > 0
+    torch.testing.assert_close(shares, logits[:, 3], rtol=1e-3, atol=1e-4)
+
+
+def test_relevance_is_as_long_as_the_logits_are(photos: Tensor) -> None:
+    model = build(VIT)
+    before, _ = relevance(model, photos, 3, [0, 1, 2], [0, 1])
+
+    with torch.no_grad():  # a temperature of 1/100 changes no answer
+        model.get_parameter("head.weight").mul_(100)
+    after, _ = relevance(model, photos, 3, [0, 1, 2], [0, 1])
+
+    torch.testing.assert_close(after, 100 * before)
+
+
+def test_what_a_patch_is_to_others_that_the_class_token_reads_counts(photos: Tensor) -> None:
+    model, mask = build(VIT), torch.ones(16, 16, dtype=torch.bool)
+    mask[0, 1:] = False  # until the last layer the class token sees itself alone
+    for i in (0, 1):
+        model.blocks[i].register_forward_pre_hook(lambda _, read: (read[0], mask, *read[2:]))
+
+    early, _ = relevance(model, photos, 3, [0, 1], [0, 1])
+
+    assert (early[:, 1:] > 0).all()
 
 
 def test_relevance_of_no_class_in_particular_is_that_of_each_image_s_likeliest(

@@ -7,6 +7,7 @@ blurred image in the same order, and the area is the insertion figure: a good ma
 Beside both stand the same figures of a random order, since an easy image is easy in any order.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class Faithfulness:
     insertion: float  # larger is better
     random_deletion: float
     random_insertion: float
-    passes: int  # forward passes that it took
+    passes: int  # forward passes that it takes by itself
 
     @property
     def gain(self) -> float:
@@ -51,22 +52,38 @@ def faithfulness(
     batch_size: int = 32,
 ) -> Faithfulness:
     """Measure a map, h w, of an image, C H W, normalised, for a class."""
-    count = relevance.numel()
+    return compared(model, image, [relevance], target, seed=seed, batch_size=batch_size)[0]
+
+
+def compared(
+    model: ViT,
+    image: Tensor,
+    maps: Sequence[Tensor],
+    target: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[Faithfulness]:
+    """Measure maps, each h w, of one image beside the same random orders, which run once."""
+    count = maps[0].numel()
     draws = torch.Generator().manual_seed(seed)
-    orders = [relevance.flatten().cpu().argsort(descending=True, stable=True)]
+    orders = [each.flatten().cpu().argsort(descending=True, stable=True) for each in maps]
     orders += [torch.randperm(count, generator=draws) for _ in range(ORDERS)]
     gone = torch.stack([prefixes(order) for order in orders])  # orders, steps, patches
     deletion, insertion = (
         areas(model, image, "grey", gone, target, batch_size),
         areas(model, image, "blur", ~gone, target, batch_size),
     )
-    return Faithfulness(
-        deletion=deletion[0],
-        insertion=insertion[0],
-        random_deletion=sum(deletion[1:]) / ORDERS,
-        random_insertion=sum(insertion[1:]) / ORDERS,
-        passes=2 * gone.shape[0] * gone.shape[1],
-    )
+    return [
+        Faithfulness(
+            deletion=deletion[i],
+            insertion=insertion[i],
+            random_deletion=sum(deletion[-ORDERS:]) / ORDERS,
+            random_insertion=sum(insertion[-ORDERS:]) / ORDERS,
+            passes=2 * (1 + ORDERS) * gone.shape[1],
+        )
+        for i in range(len(maps))
+    ]
 
 
 def prefixes(order: Tensor) -> Tensor:

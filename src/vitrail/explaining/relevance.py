@@ -1,11 +1,25 @@
 """Relevance: which tokens speak for a class, by attention weighted with its gradient.
 
-Chefer, Gur & Wolf 2021, "Generic Attention-model Explainability" (arXiv:2103.15679), the rule for
-self-attention. With A a layer's attention and y the class's logit (equations 5 and 6):
+Chefer, Gur & Wolf 2021, "Generic Attention-model Explainability" (arXiv:2103.15679). With A a
+layer's attention and y the class's logit, what each query takes from each token for the class is
+(equation 5)
 
-    R = 1;  from the first layer to the last: R = R + mean over heads of (dy/dA * A)^+ R
+    C = mean over heads of (dy/dA * A)^+
 
-and the class token's row of R is the answer. Axes as in `attention`.
+and a token's relevance is the sum of its columns: over all queries, of all layers. That departs
+from the paper twice.
+
+- dy/dA is the conservative gradient of Ali et al. 2022 (`propagation`), as LRP is in the authors'
+  CVPR paper (arXiv:2012.09838): where softmax and LayerNorm saturate, the plain one has lost what
+  an answer is made of.
+- The paper chains the layers, R = R + C R from R = 1 (equation 6), and reads the class token's row.
+  But dy/dA at a query holds already what later layers make of it, and in a product of two C it
+  stands twice. What a patch gives to others, for the class token to read there, all but vanishes
+  beside what it gives at once, and a temperature, which no answer depends on, changes the map. The
+  sum has neither fault. It too takes a token for its own patch in every layer.
+
+`benchmarks/faithfulness.py` measures both rules, docs/faithfulness.md has the figures. Axes as in
+`attention`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +27,12 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vitrail.explaining.attention import (
-    Layer,
-    attention_of,
-    of_heads,
-    readout,
-    watching,
-    weights,
-)
+from vitrail.explaining.attention import Layer, attention_of, of_heads, watching, weights
+from vitrail.explaining.propagation import conserving
 from vitrail.model.vit import ViT
 
 
@@ -32,11 +41,25 @@ def relevance(
 ) -> tuple[Tensor, Tensor]:
     """Give the relevance of each token for a class, B N, and the logits, B classes.
 
-    The class is `target`, else each image's likeliest. The paper reads the class token's row of R;
-    where a head reads the mean of tokens, this is the mean of their rows, each less the 1 that R
-    began with; and attention pooling is one more layer, with a row of its own.
+    The class is `target`, else each image's likeliest. Attention pooling is one more layer, whose
+    one query looks at patches alone.
     """
-    patch = model.config.patch_size
+    with conserving(model):
+        taken, logits = taken_for(model, images, target, layers, heads)
+    found = [
+        F.pad(each.sum(dim=1), (model.config.prefix, 0)) if layer == "pool" else each.sum(dim=1)
+        for layer, each in taken
+    ]
+    return torch.stack(found).sum(dim=0), logits
+
+
+def taken_for(
+    model: ViT, images: Tensor, target: int | None, layers: Sequence[int], heads: Sequence[int]
+) -> tuple[Iterator[tuple[Layer, Tensor]], Tensor]:
+    """Give each layer with the mean over heads of (dy/dA * A)^+, B Q N, and the logits, B classes.
+
+    One layer's attention is written out at a time, as the layers are asked for.
+    """
     pooling: list[Layer] = ["pool"] if model.attn_pool is not None else []
     watched = [*layers, *pooling]
     attended: dict[Layer, tuple[Tensor, Tensor, Tensor, Tensor | None]] = {}
@@ -53,24 +76,13 @@ def relevance(
         score = logits[range(len(logits)), best].sum()
         slopes = dict(zip(out, torch.autograd.grad(score, list(out.values())), strict=True))
 
-    def spoken_for(layer: Layer) -> Tensor:
-        """Give the mean over heads of (dy/dA * A)^+, B Q N."""
+    def taken(layer: Layer) -> Tensor:
         q, k, v, mask = attended[layer]
         # A layer gives A v, so that dy/dA is dy/d(A v) v^T: no kernel has to keep A.
         slope = rearrange(slopes[layer], "b q (k d) -> b k q d", d=v.shape[-1])[:, heads]
         return (weights(q, k, mask) * (slope @ v.mT)).clamp_min(0).mean(dim=1)
 
-    prefix, patches = model.config.prefix, (images.shape[2] // patch) * (images.shape[3] // patch)
-    flow = torch.eye(prefix + patches, device=images.device).expand(len(images), -1, -1)
-    for layer in layers:
-        flow = flow + spoken_for(layer) @ flow
-    if pooling:
-        read = spoken_for("pool") @ flow[:, prefix:]
-    else:
-        # Less what every token is of itself: of a mean of tokens it would be all that one sees.
-        own = torch.eye(prefix + patches, device=images.device)
-        read = readout(model, prefix + patches).to(flow) @ (flow - own)
-    return read.flatten(1), logits.detach()
+    return ((layer, taken(layer)) for layer in watched), logits.detach()
 
 
 @contextmanager
