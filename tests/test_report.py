@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -328,6 +330,26 @@ def test_what_is_no_run_is_answered_with_what_to_do(
     with pytest.raises(OutputError, match=r"empty is a folder; -o names the page's file"):
         report([Path("runs/photos-1")], Path("empty"))
     assert not list(tmp_path.rglob("*.html"))
+
+
+@pytest.mark.parametrize("folders", [["nothing"], ["e"], ["e", "run"]])
+def test_torch_waits_for_a_model_and_a_mistake_for_nothing(
+    tmp_path: Path, folders: list[str]
+) -> None:
+    write_eval(tmp_path / "e", scored([0, 1], [0, 1], ["ant", "bee"]))
+    write_run(tmp_path / "run", ["ant", "bee"])
+    words = ["report", *(str(tmp_path / folder) for folder in folders)]
+    heavy = ("torch", "sklearn", "matplotlib")
+    code = (
+        "import sys; from vitrail.cli import main\n"
+        f"main([*{words}, '-o', {str(tmp_path / 'page.html')!r}])\n"
+        f"print(*(m for m in {heavy} if m in sys.modules))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == ""
+    assert (tmp_path / "page.html").exists() == (folders != ["nothing"])
 
 
 def test_open_shows_the_page_in_the_browser(

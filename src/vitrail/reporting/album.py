@@ -8,7 +8,6 @@ import numpy as np
 
 from vitrail.data.address import parse as parse_data
 from vitrail.data.decode import Jpeg, open_image
-from vitrail.data.preprocess import sides
 from vitrail.data.sources import Source, path_of
 from vitrail.data.storage import is_remote
 from vitrail.errors import DataError, VitrailError
@@ -110,6 +109,7 @@ def _under_maps(
     shown: Mapping[str, np.ndarray], pictures: Mapping[str, Jpeg | np.ndarray], model: str
 ) -> dict[str, Look]:
     """Lay attention rollout over each image, all of them in one pass."""
+    from vitrail.data.preprocess import sides
     from vitrail.explaining.pictures import overlay, scale_of
     from vitrail.explaining.rollout import rollouts
     from vitrail.weights.loading import load

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,12 @@ def _charts(run: RunFiles) -> Iterator[Chart]:
         )
         yield _chart("top1", "Accuracy", run, "The share of images named right; higher is better.")
     for key, title, note in _ALONE:
-        rows = [row for row in run.train if row.get(key) is not None]  # older runs lack some
+        rows = [row for row in run.train if _is_drawn(row.get(key))]
         if rows:
             line, percent = _line("ink", rows, key), key == "peak_share"
             show = "{:.1%}".format if percent else "{:.3g}".format
             alt = f"{title}: highest {show(max(line.values))}, at the end {show(line.values[-1])}."
-            yield Chart(title, draw(key.replace("_", "-"), alt, [line], percent=percent), note)
+            yield Chart(title, draw(alt, [line], percent=percent), note)
 
 
 def _chart(key: str, title: str, run: RunFiles, note: str) -> Chart:
@@ -145,8 +146,13 @@ def _chart(key: str, title: str, run: RunFiles, note: str) -> Chart:
         for line in lines
     )
     accuracy = key == "top1"
-    svg = draw(key, f"{alt}.", lines, percent=accuracy, from_zero=not accuracy)
+    svg = draw(f"{alt}.", lines, percent=accuracy, from_zero=not accuracy)
     return Chart(title, svg, note)
+
+
+def _is_drawn(value: float | None) -> bool:
+    """Say whether a figure is there, as in older runs some are not, and finite."""
+    return value is not None and isfinite(value)
 
 
 def _splits(run: RunFiles) -> list[tuple[str, list[dict[str, Any]]]]:
