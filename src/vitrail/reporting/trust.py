@@ -35,7 +35,7 @@ def calibration(found: Mapping[str, Any]) -> str:
     worst = max(bins, key=lambda row: row["images"] * abs(row["confidence"] - row["accuracy"]))
     count, share = worst["images"], worst["accuracy"]
     given = f"given with {worst['low']:.0%} to {worst['high']:.0%} confidence"
-    example = f"of the {count:,} answers {given}, {share:.0%} were right"
+    example = f"of the {count:,} answers {given}, {round(share * count):,} were right"
     if count == 1:
         example = f"the one answer {given} was {'right' if share else 'wrong'}"
     return (
@@ -124,7 +124,7 @@ def _reliability(bins: Sequence[Mapping[str, Any]], images: int) -> str:
 
 def _coverage(points: Sequence[Mapping[str, Any]]) -> str:
     x, y = ([row[key] for row in points] for key in ("coverage", "accuracy"))
-    room = max(max(y) - min(y), 0.02) / 10
+    room = max((max(y) - min(y)) / 10, 0.02)  # what a few images decide is no slope
     shares = axis(max(min(y) - room, 0), min(max(y) + room, 1), text=in_percent)
     drawing = Drawing(axis(0, 1, text=in_percent), shares)
     drawing.line(x, y, "val")
