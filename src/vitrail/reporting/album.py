@@ -1,11 +1,13 @@
 """The images behind answers, found again where the data lies, and where the model looked."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitrail.data.address import located
 from vitrail.data.address import parse as parse_data
 from vitrail.data.decode import Jpeg, open_image
 from vitrail.data.sources import Source, path_of
@@ -141,5 +143,12 @@ def _brightest(values: np.ndarray) -> str:
 
 def place_of(found: Mapping[str, Any], model: Path | str | None = None) -> Place:
     """Give where the images and the model of an evaluation are, by what its file says."""
-    options = found.get("data_options", {})
-    return Place(str(found.get("data", "")), options, str(model or found.get("model", "")))
+    folder = found.get("started_in")
+    data = located(str(found.get("data", "")), folder)
+    if model is None:
+        model = str(found.get("model", ""))
+        here = os.path.expanduser(model)
+        there = os.path.join(folder or "", here)
+        if os.path.exists(there) and os.path.realpath(there) != os.path.realpath(here):
+            model = there
+    return Place(data, found.get("data_options", {}), str(model))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from vitrail.inference.comparing import Comparison, compare
 from vitrail.reporting import intervals, story
+from vitrail.reporting.album import place_of
 from vitrail.reporting.curves import Line, dashes, draw
 from vitrail.reporting.drawing import RUNS, Chart
 from vitrail.reporting.evaluated import Evaluated, read_evaluation
@@ -80,9 +81,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _entry(folder: Path, name: str) -> Entry:
     if not is_run(folder):
         evaluated = read_evaluation(folder)
-        return Entry(name, None, evaluated, _address(evaluated.found.get("data", "")))
+        return Entry(name, None, evaluated, _address(place_of(evaluated.found).data))
     run = read_run(folder)
-    return Entry(name, run, run.evaluated, _address(story.data_of(run.recipe)))
+    return Entry(name, run, run.evaluated, _address(story.data_of(run)))
 
 
 def _address(data: str) -> str:

@@ -48,7 +48,7 @@ def write_run_page(
     if files.evaluated:
         place = place_of(files.evaluated.found, run)
         if not place.data:  # a run of old: its summary alone has figures
-            place = Place(story.data_of(files.recipe), {}, str(run))
+            place = Place(story.data_of(files), {}, str(run))
         shown = measured(files.evaluated, place._replace(source=held_out))
     bad = files.summary.get("bad", [])
     return write_page(
@@ -76,11 +76,12 @@ def write_evaluation_page(folder: Path, path: Path | None = None) -> Path:
     """Write `report.html` into a folder of `vitrail eval -o`, or `path`, and give its path."""
     evaluated = read_evaluation(folder)
     found = evaluated.found
-    shown = measured(evaluated, place_of(found))
+    place = place_of(found)
+    shown = measured(evaluated, place)
     lacking = ["predictions.jsonl is not in the folder: mistakes and doubts, image by image."] * (
         evaluated.answers is None
     )
-    model, data = (str(found.get(key, key.upper())) for key in ("model", "data"))
+    model, data = place.model or "MODEL", place.data or "DATA"
     again = shlex.join(["vitrail", "eval", model, data, "-o", str(folder)])
     return write_page(
         path or folder / PAGE,

@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from vitrail.data.address import parse
-from vitrail.errors import ConfigError
+from vitrail.data.address import located, parse
+from vitrail.data.storage import exists
+from vitrail.errors import ConfigError, DataError
 from vitrail.verbs.words import SPLIT, Device, Dtype, Output, Text, as_json
 
 Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
@@ -36,7 +38,7 @@ class Eval:
 
         for model in filter(None, (self.model, self.against)):
             parse_origin(model)
-        parse(self.data)
+        self._check_data()
         for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it should be 1 or more")
@@ -48,6 +50,22 @@ class Eval:
             check_folder(self.output)
         return self._evaluated()
 
+    def _check_data(self) -> None:
+        """Raise `DataError` for data that is not here, and say where the run had it."""
+        try:
+            parse(self.data)
+        except DataError as error:
+            from vitrail.weights.json_files import read_json
+
+            run = Path(self.model).expanduser() / "environment.json"
+            folder = read_json(run).get("started_in") if run.is_file() else None
+            there = located(self.data, folder)
+            if there == self.data or not exists(there):
+                raise
+            raise DataError(
+                f'{error}\n{self.model} was trained in "{folder}", where there is: give "{there}"'
+            ) from error
+
     def _evaluated(self) -> int:
         from vitrail.data.parts import part
         from vitrail.data.progress import Counter
@@ -55,6 +73,7 @@ class Eval:
         from vitrail.inference.corruptions import KINDS, SEVERITIES
         from vitrail.inference.evaluate import check_classes, score
         from vitrail.inference.evaluation_files import (
+            about,
             make_folder,
             write_evaluation,
             write_predictions,
@@ -98,8 +117,7 @@ class Eval:
         if self.predictions is not None:
             write_predictions(scored, self.predictions)
         if self.output is not None:
-            values |= {"model": self.model, "data": self.data, "data_options": how}
-            write_evaluation(values, scored, self.output)
+            write_evaluation(values | about(self.model, self.data, how), scored, self.output)
         return 2 if found.failed else 0
 
     def _corrupted(self, bundle: Any, source: Any, scored: Any, seen: Any) -> Iterator[Found]:
