@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
+from typing import Any
 
 from vitrail.data.address import Address, is_hidden, is_image
 from vitrail.data.inputs import Item, inputs, opened
+from vitrail.data.parts import Part, part
 from vitrail.data.sources import path_of, whole
 from vitrail.data.storage import join, parent, read, read_range
 from vitrail.errors import DataError
@@ -31,14 +33,18 @@ def unlabelled(address: Address, word: str, image_column: str | None) -> Iterato
         yield Item(name, partial(opened, read_bytes))
 
 
-def labelled(
-    data: str, image_column: str | None = None, label_column: str | None = None
-) -> tuple[Iterator[Item], tuple[str, ...]]:
-    """Give the images of all splits of a DATA address with their labels; and notes for the user.
+def labelled(data: str, which: Part = "all", **how: Any) -> tuple[Iterator[Item], tuple[str, ...]]:
+    """Give the images of a DATA address with their labels, and notes for the user.
 
-    Raises `DataError` where there are no labels.
+    `which` and `how` are as for `part`. Raises `DataError` where there are no labels, or no such
+    split.
     """
-    parts, notes = whole(data, image_column=image_column, label_column=label_column)
+    if which == "all":
+        columns = {name: how[name] for name in ("image_column", "label_column") if name in how}
+        parts, notes = whole(data, **columns)
+    else:
+        source, notes = part(data, which, **how)
+        parts = {which: source}
 
     def items() -> Iterator[Item]:
         for split, source in parts.items():
@@ -51,15 +57,15 @@ def labelled(
 
 
 def labelled_or_not(
-    data: str, image_column: str | None = None, label_column: str | None = None
+    data: str, which: Part = "all", **how: Any
 ) -> tuple[Iterator[Item], tuple[str, ...]]:
-    """Give the same without labels, where there are none and no column of them is named."""
+    """Give the same without labels, where there are none and neither they nor a split are named."""
     try:
-        return labelled(data, image_column, label_column)
+        return labelled(data, which, **how)
     except DataError:
-        if label_column:
+        if which != "all" or how.get("label_column"):
             raise
-        return inputs([data], image_column), ()
+        return inputs([data], how.get("image_column")), ()
 
 
 def _members(tars: list[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vitrail.data.address import located, parse
 from vitrail.data.storage import exists
 from vitrail.errors import ConfigError, DataError
-from vitrail.verbs.words import SPLIT, Device, Dtype, Output, Text, as_json
+from vitrail.verbs.words import Device, Dtype, Output, Split, Text, as_json, split_as_in_run
 
 Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
 
@@ -20,7 +20,7 @@ class Eval:
 
     model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
     data: Text  # its held-out images are measured, or those of --split
-    split: Literal["held-out", "train", "val", "test", "all"] = "held-out"  # or one by its name
+    split: Split = "held-out"  # or one by its name
     against: str | None = None  # another model, to compare with on the same images
     corruptions: bool = False  # five kinds at five severities: takes 25 times as long
     predictions: str | None = None  # a .jsonl or .csv file to write, one row an image
@@ -69,7 +69,6 @@ class Eval:
     def _evaluated(self) -> int:
         from vitrail.data.parts import part
         from vitrail.data.progress import Counter
-        from vitrail.data.sources import WITH_COLUMNS
         from vitrail.inference.corruptions import KINDS, SEVERITIES
         from vitrail.inference.evaluate import check_classes, score
         from vitrail.inference.evaluation_files import (
@@ -82,13 +81,7 @@ class Eval:
         from vitrail.weights.loading import load
 
         bundle = load(self.model)
-        # Data without a split of its own is split as in the run, or what the model has learned
-        # from would be among what it is measured on.
-        origin, has_columns = bundle.origin or {}, parse(self.data).kind in WITH_COLUMNS
-        of_run = [name for name in SPLIT if has_columns or not name.endswith("_column")]
-        how = {name: origin[name] for name in of_run if name in origin}
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
-        how |= {name: column for name, column in columns.items() if column is not None}
+        how = split_as_in_run(bundle.origin, self.data, self.image_column, self.label_column)
         source, notes = part(self.data, self.split, **how)
         for note in notes:
             print(note, file=sys.stderr)
