@@ -141,6 +141,36 @@ def test_embed_writes_a_file_and_says_what_is_alike(trained: Path, say: Say) -> 
     assert {row["name"]: row["images"] for row in found["probes"]} == {"kNN": 21, "logistic": 21}
 
 
+def test_embed_takes_one_split_and_says_which(trained: Path, say: Say) -> None:
+    photos = trained.parent / "photos"  # what the run was trained on
+    words = ["embed", trained, photos]
+
+    every, train = say(*words, "--probe"), say(*words, "--probe", "--split", "train")
+    held = say(*words, "--split", "held-out", "-o", "held.npy")
+    others = say("embed", trained, "photos", "--probe")
+
+    assert [said.code for said in (every, train, held, others)] == [0, 0, 0, 0]
+    assert "probed on 20 images: all splits" in every.out
+    assert "the model has learned from some of these images" in every.err
+    assert train.out.startswith("16 images (train), 16 numbers each")
+    assert "probed on 16 images: split train" in train.out
+    assert "the model has learned from these images" in train.err
+    assert held.out == "4 images (held-out), 16 numbers each\n"
+    assert "has learned" not in held.err + others.err
+    rows = Path("held.csv").read_text().splitlines()[1:]
+    measured = say("eval", trained, photos, "--predictions", "rows.csv")
+    assert measured.code == 0
+    answered = Path("rows.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == [row.split(",")[0] for row in answered]
+    assert all(row.endswith(",held-out") for row in rows)
+
+
+def test_a_split_of_images_without_labels_is_refused(trained: Path, say: Say) -> None:
+    said = say("embed", trained, "photos/dark", "--split", "held-out", "-o", "a.npy")
+
+    assert said.code == 2 and "class folders" in said.err
+
+
 def test_embed_takes_images_without_labels(trained: Path, say: Say) -> None:
     said = say("embed", trained, "photos/dark", "-o", "a.parquet")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitrail.data.address import parse
+from vitrail.data.address import located, parse
 from vitrail.data.sources import largest_side, open_data
 from vitrail.errors import DataError
 
@@ -125,3 +125,40 @@ def test_the_largest_side_is_the_first_image_s_that_can_be_opened(tmp_path: Path
     (root / "cat" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(bomb))
 
     assert largest_side(str(root)) == 5
+
+
+def test_data_of_another_folder_is_found_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there / "photos", there / "both", here / "both", here / "moved"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+
+    for data, wanted in {
+        "photos": f"{there}/photos",
+        "both": f"{there}/both",  # not another one of that name
+        "moved": "moved",
+        "gone": f"{there}/gone",  # an error names it in full
+        "shards-{00..12}.tar": f"{there}/shards-{{00..12}}.tar",
+        str(here / "both"): str(here / "both"),
+        "digits": "digits",
+        "hf:me/photos": "hf:me/photos",
+        "s3://bucket/photos": "s3://bucket/photos",
+        "": "",
+    }.items():
+        assert located(data, str(there)) == wanted
+        assert located(data, str(here)) == located(data, None) == data
+
+
+def test_a_run_that_is_called_digits_does_not_hide_the_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, "digits/examples/1.png")
+    assert parse("digits").kind == "classes"
+
+    (tmp_path / "digits" / "recipe.toml").write_text("")
+
+    assert parse("digits").kind == "digits"
+    assert located("digits", str(tmp_path.parent)) == "digits"

@@ -1,5 +1,6 @@
 import io
 import os
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from vitrail.data import digits
 from vitrail.data.decode import decode
 from vitrail.data.sources import Source, open_data
 from vitrail.errors import DataError
@@ -50,6 +52,28 @@ def test_the_digits_are_split_as_scikit_learn_splits_them() -> None:
         read = [decode(source.read(i))[..., 0] for i in range(len(source))]
         assert np.array_equal(read, scaled)
         assert [source.label(i) for i in range(len(source))] == list(wanted_labels)
+
+
+def test_the_digits_are_read_without_scikit_learn() -> None:
+    code = (
+        "import sys; from vitrail.data.sources import open_data; open_data('digits')\n"
+        "print(*(m for m in ('sklearn', 'scipy', 'torch') if m in sys.modules))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "\n"
+
+
+def test_digits_that_lie_elsewhere_are_found_by_scikit_learn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = digits.load()
+    monkeypatch.setattr(digits, "_FILE", "moved.csv.gz")
+
+    there = digits.load.__wrapped__()
+
+    assert all(map(np.array_equal, here, there))
 
 
 def test_the_digits_have_ten_classes_and_a_name_each() -> None:

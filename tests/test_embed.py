@@ -273,7 +273,7 @@ def test_what_was_found_is_told_in_both_forms(bundle: Bundle) -> None:
     assert "7 images, 24 numbers each" in text and "21 pairs" in text and "logistic" in text
     assert "\n.png" not in text  # a name is shown on one line
     alone = Insight(collect(batches(bundle), None, keep=False), None, ())
-    assert list(alone.to_json()) == ["images", "failed", "size", "bad"]
+    assert list(alone.to_json()) == ["images", "split", "failed", "size", "bad"]
 
 
 def test_labels_and_splits_of_data_come_along(tmp_path: Path) -> None:

@@ -341,3 +341,46 @@ def test_parquet_wants_a_name_and_its_extra(
 
     with pytest.raises(ConfigError, match=r"pip install vitrail\[datasets\]"):
         write("parquet", tmp_path / "a")
+
+
+@pytest.mark.parametrize("how", ["csv", "parquet"])
+def test_rows_of_images_that_have_changed_are_refused(how: str, tmp_path: Path) -> None:
+    files = [tmp_path / f"{place}.png" for place in range(8)]
+    for file in files:
+        file.write_bytes(b"an image")
+    before = files[4].stat()
+
+    def listed() -> list[Item]:
+        return [file_item(file) for file in files]
+
+    write(how, tmp_path / "a", listed())
+    os.utime(files[4], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    told = "images that have changed since, at least one of those 4 to 6: remove it"
+    with pytest.raises(ConfigError, match=told if how == "csv" else "of those 1 to 8: remove it"):
+        write(how, tmp_path / "a", listed())
+    os.utime(files[4], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert write(how, tmp_path / "a", listed()) == 0
+    files[4].write_bytes(b"another image")
+    os.utime(files[4], ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    with pytest.raises(ConfigError, match="have changed since"):
+        write(how, tmp_path / "a", listed())
+
+
+def test_what_has_not_been_answered_for_yet_may_change(tmp_path: Path) -> None:
+    files = [tmp_path / f"{place}.png" for place in range(8)]
+    for file in files:
+        file.write_bytes(b"an image")
+
+    def stopping(items: Iterable[Item]) -> Iterator[list[Prediction]]:
+        yield next(answers(items))
+        raise KeyboardInterrupt
+
+    given = ("csv", str(tmp_path / "a"), MADE_BY)
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(stopping, map(file_item, files), *given)
+    files[3].write_bytes(b"another image")
+
+    assert write_predictions(answers, map(file_item, files), *given) == 0
+
+    assert paths("csv", tmp_path / "a") == [str(file) for file in files]

@@ -67,6 +67,22 @@ def test_ranges_are_the_list_in_parts() -> None:
     assert list(ranges([], 3)) == []
 
 
+def test_a_part_of_images_that_have_changed_is_refused(parts: Parts) -> None:
+    changed = [item._replace(stamp="later") if item.name == "4.png" else item for item in ITEMS]
+    first, second, _ = ranges(changed, 3)
+
+    with parts.begun(7, NAMES):
+        for part in PLAN[:2]:
+            parts.write(part, ITEMS[part.start : part.start + 3], fill)
+
+        assert parts.found(first) == parts.found(PLAN[0])
+        with pytest.raises(ConfigError, match=r"part-00001.txt.* of those 4 to 6: remove it"):
+            parts.found(second)
+        parts.path(second).unlink()
+        assert parts.write(second, changed[3:6], fill).images == 3
+        assert parts.found(second) is not None
+
+
 def test_a_part_is_written_once(parts: Parts) -> None:
     with parts.begun(7, NAMES):
         assert parts.found(PLAN[1]) is None
@@ -187,7 +203,7 @@ def test_a_cursor_walks_the_list_once_and_back_where_it_must() -> None:
     assert [cursor.take(PLAN[n]) for n in (0, 2)] == [ITEMS[:3], ITEMS[6:]]
     assert (cursor.take(PLAN[1]), len(walks)) == (ITEMS[3:6], 2)
     with pytest.raises(DataError, match="the images 4 to 6 are not those of the list"):
-        cursor.take(Range(1, 3, 3, "other"))
+        cursor.take(Range(1, 3, 3, "other", PLAN[1].stamps))
 
 
 @pytest.mark.parametrize(

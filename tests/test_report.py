@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the same runs, as if they had been trained where they are now."""
     folder = shutil.copytree(runs, tmp_path / "runs")
+    for run, name in product(("one", "two"), ("environment.json", "evaluation.json")):
+        change(folder / run / name, started_in=str(folder))
     monkeypatch.chdir(folder)
     return folder
 
@@ -90,8 +95,11 @@ def test_a_run_leaves_what_eval_would_write(copied: Path) -> None:
     assert paths[0] == paths[1] and len(paths[0]) == 4
 
 
-def test_the_page_of_a_run_shows_images_and_where_the_model_looked(copied: Path) -> None:
-    before = (copied / "one" / "report.html").read_bytes()
+def test_the_page_of_a_run_shows_images_and_where_the_model_looked(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    before = (runs / "one" / "report.html").read_bytes()
 
     page, tags = read(report([Path("one")]))
 
@@ -124,6 +132,45 @@ def test_what_is_lost_is_told_and_the_rest_is_shown(copied: Path, lose: str, wor
     _, tags = read(report([Path("one")]))
 
     assert words in tags.text.partition("What this page lacks")[2]
+
+
+def test_a_page_finds_the_data_from_any_folder(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(replace(RECIPE, train=replace(RECIPE.train, epochs=1)), "here")
+    assert main(["eval", "here", "photos", "-o", "measured", "--device", "cpu"]) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+
+    _, run = read(report([copied / "here"]))
+    _, measured = read(report([copied / "measured"]))
+    _, both = read(report([copied / "here", copied / "measured"]))
+
+    for tags in (run, measured):
+        images = [a["alt"] or "" for tag, a in tags.seen if tag == "img"]
+        assert sum(alt.startswith("Where the model looked in it") for alt in images) >= 4
+        assert "What this page lacks" not in tags.text
+    assert f"vitrail eval {copied}/here {copied}/photos" in run.text
+    assert f"vitrail eval {copied}/here {copied}/photos -o {copied}/measured" in measured.text
+    assert "here measured 4 0 0" in both.text
+
+
+def test_eval_says_where_the_run_had_its_data(
+    copied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["eval", "runs/one", "photos"]) == 2
+    told = capsys.readouterr().err
+    assert main(["eval", "runs/one", "nowhere"]) == 2
+    silent = capsys.readouterr().err
+
+    assert f'was trained in "{copied}", where there is: give "{copied}/photos"' in told
+    assert "was trained in" not in silent
 
 
 def test_an_image_that_is_no_longer_what_it_was_is_counted(copied: Path) -> None:
@@ -328,6 +375,26 @@ def test_what_is_no_run_is_answered_with_what_to_do(
     with pytest.raises(OutputError, match=r"empty is a folder; -o names the page's file"):
         report([Path("runs/photos-1")], Path("empty"))
     assert not list(tmp_path.rglob("*.html"))
+
+
+@pytest.mark.parametrize("folders", [["nothing"], ["e"], ["e", "run"]])
+def test_torch_waits_for_a_model_and_a_mistake_for_nothing(
+    tmp_path: Path, folders: list[str]
+) -> None:
+    write_eval(tmp_path / "e", scored([0, 1], [0, 1], ["ant", "bee"]))
+    write_run(tmp_path / "run", ["ant", "bee"])
+    words = ["report", *(str(tmp_path / folder) for folder in folders)]
+    heavy = ("torch", "sklearn", "matplotlib")
+    code = (
+        "import sys; from vitrail.cli import main\n"
+        f"main([*{words}, '-o', {str(tmp_path / 'page.html')!r}])\n"
+        f"print(*(m for m in {heavy} if m in sys.modules))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == ""
+    assert (tmp_path / "page.html").exists() == (folders != ["nothing"])
 
 
 def test_open_shows_the_page_in_the_browser(

@@ -1,5 +1,7 @@
 """The pages in a browser: what they show is there, and nothing is fetched."""
 
+import html
+import json
 import re
 import shutil
 import subprocess
@@ -12,7 +14,7 @@ from test_reporting import NASTY, write_run
 from vitrail.reporting.report import report
 
 CHROMIUM = shutil.which("chromium")
-# Run in a copy of a page whose policy was taken out: what a person would see and click.
+# What a person would see and click.
 LOOK = """
 const broken = [...document.images].filter((image) => !image.naturalWidth).length;
 const wide = document.documentElement.scrollWidth > innerWidth;
@@ -43,6 +45,16 @@ def shown(page: Path, width: int = 360) -> tuple[str, str]:
     return done.stdout, "\n".join(re.findall(r".*CONSOLE.*", done.stderr))
 
 
+def looked(page: Path, script: str, width: int = 360) -> list:
+    """Give what a script leaves as JSON in the title of a page, a copy without its policy."""
+    copy = page.parent / "copy.html"
+    bare = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    copy.write_text(bare.replace("</body>", f"<script>{script}</script></body>"))
+    title = re.search(r"<title>(\[.*?\])</title>", shown(copy, width)[0])
+    assert title is not None
+    return json.loads(html.unescape(title[1]))
+
+
 def test_pages_load_whole_sort_and_fetch_nothing(tmp_path: Path) -> None:
     names = ["ant", NASTY, "cat"]
     run = write_run(tmp_path / "run", names)
@@ -54,18 +66,30 @@ def test_pages_load_whole_sort_and_fetch_nothing(tmp_path: Path) -> None:
         assert console == ""
         assert document.rstrip().endswith("</html>")
 
-        copy = tmp_path / "copy.html"
-        bare = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-        copy.write_text(bare.replace("</body>", f"<script>{LOOK}</script></body>"))
-        title = re.search(r"<title>(\[.*?\])</title>", shown(copy)[0])
-        assert title is not None
-        broken, images, wide, before, up, down = eval_json(title[1])
+        broken, images, wide, before, up, down = looked(page, LOOK)
         assert (broken, wide) == (0, False)
         if page.name != "both.html":
             assert before != up or up != down
             assert sorted(up.split("|")) == sorted(down.split("|")) == sorted(before.split("|"))
         if page.parent == run:
             assert images == 1
+
+
+def test_letters_are_as_large_in_every_chart(tmp_path: Path) -> None:
+    names = ["ant", "bee", "cat"]
+    run = write_run(tmp_path / "run", names)
+    measured = write_eval(tmp_path / "e", scored([0, 0, 1, 2], [0, 1, 1, 2], names))
+    page = report([run, measured], tmp_path / "both.html")
+    script = (
+        'const words = [...document.querySelectorAll("figure svg text")];'
+        "const tall = words.map((word) => word.getBoundingClientRect().height.toFixed(1));"
+        "document.title = JSON.stringify([words.length, [...new Set(tall)].length]);"
+    )
+
+    title = looked(page, script, width=1200)
+
+    assert title[0] > 30
+    assert title[1] == 1
 
 
 def test_the_policy_stops_what_would_be_fetched(tmp_path: Path) -> None:
@@ -76,10 +100,3 @@ def test_the_policy_stops_what_would_be_fetched(tmp_path: Path) -> None:
     _, console = shown(page)
 
     assert "Content Security Policy" in console
-
-
-def eval_json(text: str) -> list:
-    import html
-    import json
-
-    return json.loads(html.unescape(text))

@@ -48,7 +48,7 @@ def parse(data: str) -> Address:
     try:
         path = data if is_remote(data) else str(Path(data).expanduser())
         there = exists(path)
-        if data == "digits" and not is_folder(path):
+        if data == "digits" and _are_digits(path):
             return Address("digits", "digits", path)
         if not there and _RANGE.search(data):
             return _shards(path)
@@ -60,6 +60,26 @@ def parse(data: str) -> Address:
         return _folder(data, path) if is_folder(path) else _file(data, path)
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a home nobody has
         raise DataError(f'there is no data at "{data}": {error}') from error
+
+
+def located(data: str, folder: str | None) -> str:
+    """Give a DATA argument of a command that was given in `folder` as it is found from here.
+
+    A path is that below `folder`, or the same one here where the data has moved along.
+    """
+    if not data or folder is None or data.startswith("hf:") or is_remote(data):
+        return data
+    here, there = os.path.expanduser(data), os.path.join(folder, os.path.expanduser(data))
+    if os.path.realpath(here) == os.path.realpath(there):
+        return data
+    if data == "digits" and _are_digits(there):
+        return data
+    return data if exists(here) and not exists(there) else there
+
+
+def _are_digits(path: str) -> bool:
+    """Say whether `digits`, which would be this path, names scikit-learn's: a run is no data."""
+    return not is_folder(path) or exists(join(path, "recipe.toml"))
 
 
 def _file(data: str, path: str) -> Address:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vitrail.data.address import SUFFIXES, is_data, is_hidden, is_image, parse
+from vitrail.data.stamps import stamp
 from vitrail.data.storage import is_remote, join, read, scan
 from vitrail.errors import ConfigError, DataError
 
@@ -24,6 +25,7 @@ class Item(NamedTuple):
     in_memory: bool = False  # nothing is read: its owner may change it once the next one comes
     label: str | None = None
     split: str | None = None
+    stamp: str = ""  # changes where the image does
 
 
 def check(words: Iterable[str]) -> None:
@@ -60,7 +62,7 @@ def inputs(words: Iterable[str], image_column: str | None = None) -> Iterator[It
 
 def file_item(path: str | Path) -> Item:
     """Give the image in a file."""
-    return Item(str(path), partial(opened, read, str(path)))
+    return Item(str(path), partial(opened, read, str(path)), stamp=stamp(str(path)))
 
 
 def opened(read_bytes: Callable[..., bytes], *where: Any) -> Any:

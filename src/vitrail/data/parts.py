@@ -1,4 +1,4 @@
-"""Which images of a data set a model is measured on: those held out, one split, or all of them."""
+"""Which images of a data set are taken: those held out, those of one split, or all of them."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -26,7 +26,7 @@ def part(data: str, which: Part = "held-out", **how: Any) -> tuple[Source, tuple
         held, images = len(splits.held_out), sum(map(len, splits.parts().values()))
         note = (
             f"{data} has no split of its own: {held:,} of its {images:,} images, held out by "
-            "class as in training, are measured; --split all measures all"
+            "class as in training, are taken; --split all takes all"
         )
         return splits.held_out, (*splits.notes, note)
     columns = {name: how[name] for name in ("image_column", "label_column") if name in how}

@@ -1,7 +1,6 @@
 """Where labelled images come from: one door to every kind of data set."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -11,6 +10,7 @@ from vitrail.data import digits
 from vitrail.data.address import HELD_OUT, Address, parse, split_name
 from vitrail.data.decode import size_of
 from vitrail.data.folders import open_folders
+from vitrail.data.held_out import split
 from vitrail.data.listing import Found, Images
 from vitrail.errors import DataError
 
@@ -148,43 +148,6 @@ def largest_side(
         except (DataError, OSError):
             continue  # it is counted when it is read
     return 0
-
-
-def split(
-    labels: Sequence[int] | np.ndarray, share: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split indices by class, fixed by the seed: scikit-learn's own stratified split."""
-    from sklearn.model_selection import train_test_split
-
-    if not 0 < share < 1:
-        raise DataError(f"the held-out share is {share}; it should be above 0 and below 1")
-    classes, counts = np.unique(np.asarray(labels), return_counts=True)
-    if counts.min() < 2:
-        raise DataError(
-            "a class with one image cannot be split into training and held-out images; "
-            "give each class two images or more, or folders train/ and val/"
-        )
-    everything = np.arange(len(labels))
-    # Enough for each class to have an image in both.
-    held = min(max(math.ceil(share * len(labels)), len(classes)), len(labels) - len(classes))
-    train, held_out = train_test_split(
-        everything, test_size=held, stratify=labels, random_state=seed
-    )
-    # Of a rare class all images may have gone to one side: one of them crosses over.
-    train, held_out = _completed(np.asarray(train), np.asarray(held_out), np.asarray(labels))
-    held_out, train = _completed(held_out, train, np.asarray(labels))
-    return train, held_out
-
-
-def _completed(
-    part: np.ndarray, other: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bring one image of each class that `part` lacks over from `other`."""
-    lacking = np.setdiff1d(labels[other], labels[part])
-    if not len(lacking):
-        return part, other
-    crossing = [np.flatnonzero(labels[other] == label)[0] for label in lacking]
-    return np.append(part, other[crossing]), np.delete(other, crossing)
 
 
 def _found(address: Address, image_column: str | None, label_column: str | None) -> Found:

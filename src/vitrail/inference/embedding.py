@@ -60,12 +60,14 @@ class Insight(NamedTuple):
     collected: Collected
     neighbours: Neighbours | None
     probes: tuple[Probe, ...]
+    split: str = "all"  # which images of the data they are
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values, in the form of `vitrail embed --json`."""
         names, bad = self.collected.names, self.collected.bad
         values: dict[str, Any] = {
             "images": len(names),
+            "split": self.split,
             "failed": len(bad),
             "size": list(self.collected.size),
             "bad": [{"path": path, "reason": reason} for path, reason in bad],
@@ -85,7 +87,8 @@ class Insight(NamedTuple):
     def text(self) -> str:
         """Give the same as a page of text."""
         names, size = self.collected.names, " x ".join(map(str, self.collected.size))
-        lines = [f"{len(names):,} images, {size} numbers each"]
+        part = "" if self.split == "all" else f" ({self.split})"
+        lines = [f"{len(names):,} images{part}, {size} numbers each"]
         if near := self.neighbours:
             lines += ["", "nearest:"]
             for row in range(min(len(names), _SHOWN)):
@@ -100,6 +103,8 @@ class Insight(NamedTuple):
             ]
         if self.probes:
             lines += ["", *_probe_lines(self.probes)]
+            part = "all splits" if self.split == "all" else f"split {self.split}"
+            lines.append(f"probed on {self.probes[0].images:,} images: {part}")
         return "\n".join(lines)
 
     def _nearest(self, row: int) -> list[dict[str, Any]]:
@@ -109,7 +114,13 @@ class Insight(NamedTuple):
         return [{"path": self.collected.names[i], "similarity": value} for i, value in pairs]
 
 
-def insight(found: Collected, count: int | None, threshold: float, with_probe: bool) -> Insight:
+def insight(
+    found: Collected,
+    count: int | None,
+    threshold: float,
+    with_probe: bool,
+    split: str = "all",
+) -> Insight:
     """Look for the `count` nearest neighbours of each image, and probe by its labels, as asked."""
     near = probes = None
     if count is not None:
@@ -118,7 +129,7 @@ def insight(found: Collected, count: int | None, threshold: float, with_probe: b
     if with_probe:
         assert found.vectors is not None
         probes = probe(found.vectors, np.array([label or "" for label in found.labels]))
-    return Insight(found, near, probes or ())
+    return Insight(found, near, probes or (), split)
 
 
 def _probe_lines(probes: Sequence[Probe]) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,12 @@ def make_folder(folder: str | Path) -> None:
     path = Path(folder).expanduser()
     with written(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def about(model: str, data: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what `evaluation.json` says of where model and data are, and how the data is split."""
+    # Paths are relative to the folder in which the command was given.
+    return {"model": model, "data": data, "data_options": options, "started_in": os.getcwd()}
 
 
 def write_evaluation(

@@ -27,6 +27,7 @@ class Part:
     bytes: int = 0
     content: str = _NOTHING  # of the file up to here
     names: str = _NOTHING  # of the images up to here
+    stamps: str = _NOTHING  # of what tells that they are the same ones still
     done: bool = False
 
 
@@ -82,6 +83,18 @@ def check_made_by(path: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     ]
     if other:
         raise ConfigError(f'"{path}" was written {" and ".join(other)}: {_CURE}')
+
+
+def check_stamps(path: Path, same: bool, first: int, last: int) -> None:
+    """Raise `ConfigError` where images have changed since their rows, from `first` on, were made.
+
+    They are known to be the same by the stamps of `data/stamps.py`.
+    """
+    if not same:
+        raise ConfigError(
+            f'"{path}" has rows of images that have changed since, at least one of those '
+            f"{first:,} to {last:,}: {_CURE}"
+        )
 
 
 def check_names(path: Path, same: bool, images: int) -> None:

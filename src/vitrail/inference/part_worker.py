@@ -62,7 +62,7 @@ class Worker:
     def __call__(self, rows: Mapping[str, Any]) -> dict[str, list[Any]]:
         values = {name: column[0] for name, column in rows.items()}
         numbers = {name: int(values[name]) for name in ("number", "start", "images")}
-        part = Range(names=str(values["names"]), **numbers)
+        part = Range(names=str(values["names"]), stamps=str(values["stamps"]), **numbers)
         outcome: Written | Exception
         try:
             outcome = self._write(part)

@@ -29,12 +29,13 @@ DEATHS = 3  # of processes at the same part, after which no other one is risked
 
 
 class Range(NamedTuple):
-    """Consecutive images of a list: its number, the place of the first, how many, their names."""
+    """Consecutive images of a list: its number, the place of the first, how many, which."""
 
     number: int
     start: int
     images: int
     names: str  # a digest
+    stamps: str  # a digest of what tells that they are the same ones still
 
     @property
     def stem(self) -> str:
@@ -62,15 +63,17 @@ def ranges(items: Iterable[Item], size: int) -> Iterator[Range]:
     """Give the parts of a list, `size` images each; one of them is in memory at a time."""
     rest, number = iter(items), 0
     while found := list(islice(rest, size)):
-        yield Range(number, number * size, len(found), digest(item.name for item in found))
+        names = digest(item.name for item in found)
+        stamps = digest(item.stamp for item in found)
+        yield Range(number, number * size, len(found), names, stamps)
         number += 1
 
 
-def digest(names: Iterable[str]) -> str:
-    """Give a digest of names in their order."""
+def digest(texts: Iterable[str]) -> str:
+    """Give a digest of texts in their order."""
     found = hashlib.sha256()
-    for name in names:
-        found.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    for text in texts:
+        found.update(text.encode("utf-8", "surrogateescape") + b"\0")
     return found.hexdigest()
 
 
@@ -137,6 +140,9 @@ class Parts:
                 f'"{path}" was written by another command, or changed since: remove it, or give '
                 "another -o"
             )
+        journal.check_stamps(
+            path, note["stamps"] == part.stamps, part.start + 1, part.start + part.images
+        )
         bad = tuple((name, reason) for name, reason in note["bad"])
         return Written(note["images"], note["failed"], tuple(note["shape"]), bad)
 
@@ -158,7 +164,8 @@ class Parts:
             beside.touch()  # stays where this process is killed, and tells of it
         try:
             found = fill(items, beside)
-            values = {**found._asdict(), "names": part.names, "bytes": beside.stat().st_size}
+            values = {**found._asdict(), "names": part.names, "stamps": part.stamps}
+            values["bytes"] = beside.stat().st_size
             with written(path):
                 beside.replace(path)
                 sync(path.parent)

@@ -8,6 +8,7 @@ written: the same command then finds nothing to do, and another one is refused.
 import fcntl
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -39,10 +40,16 @@ class ResumableFile:
         self.made_by, self.seconds = dict(made_by), seconds
         self.waiting: list[bytes] = []
         self.images = self.failed = 0  # of all rows, those that wait included
-        self.names, self.content = hashlib.sha256(), hashlib.sha256()
-        self.part = Part()
+        self.names, self.stamps, self.content = (hashlib.sha256() for _ in range(3))
+        self.ahead: deque[str] = deque()  # stamps of images whose rows are still to come
+        self.parts = [Part()]  # that are in the file
         self.file: BinaryIO | None = None
         self.open = ExitStack()
+
+    @property
+    def part(self) -> Part:
+        """Say how far the file is."""
+        return self.parts[-1]
 
     def __enter__(self) -> Self:
         if self.path.is_dir():
@@ -72,22 +79,33 @@ class ResumableFile:
                 self._write_part()
 
     def left(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Give the images whose rows are still to be written, after a look at the others' names.
+        """Give the images whose rows are still to be written, after a look at the others.
 
-        Raises `ConfigError` where the file was written for other images.
+        Raises `ConfigError` where the file was written for other images, or some have changed.
         """
-        rest = iter(items)
-        while self.images < self.part.images and (item := next(rest, None)) is not None:
-            self._count(item.name)
-        same = self.names.hexdigest() == self.part.names
+        rest, rows = iter(items), self.part.images
+        for part in self.parts:
+            first = self.images + 1
+            while self.images < part.images and (item := next(rest, None)) is not None:
+                self._count(item.name, item.stamp)
+            journal.check_names(self.path, self.names.hexdigest() == part.names, rows)
+            journal.check_stamps(
+                self.path, self.stamps.hexdigest() == part.stamps, first, part.images
+            )
         more = self.part.done and next(rest, None) is not None
-        journal.check_names(self.path, same and not more, self.part.images)
-        return rest
+        journal.check_names(self.path, not more, rows)
+        return self._stamped(rest)
+
+    def _stamped(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Give images, and keep the stamps that they had before they were read."""
+        for item in items:
+            self.ahead.append(item.stamp)
+            yield item
 
     def add(self, rows: bytes, names: Iterable[str] = (), failed: int = 0) -> None:
-        """Add the rows of a batch, whose images have these names."""
+        """Add the rows of a batch, whose images have these names and are the next of `left`."""
         for name in names:
-            self._count(name)
+            self._count(name, self.ahead.popleft())
         self.failed += failed
         self.waiting.append(rows)
         if monotonic() - self.written_at >= self.seconds:
@@ -126,15 +144,15 @@ class ResumableFile:
         else:
             journal.check_made_by(self.path, lines[0], self.made_by)
             parts = [Part(), *(Part(**values) for values in lines[1:])]
-            held, self.content = journal.held(self.path, parts)
-            kept = text.splitlines(keepends=True)[: len(held)]
+            self.parts, self.content = journal.held(self.path, parts)
+            kept = text.splitlines(keepends=True)[: len(self.parts)]
             self.log.truncate(sum(map(len, kept)))
-            self.part = held[-1]
         self.failed, self.written_at = self.part.failed, monotonic()
 
-    def _count(self, name: str) -> None:
+    def _count(self, name: str, stamp: str) -> None:
         self.images += 1
         self.names.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        self.stamps.update(stamp.encode() + b"\0")
 
     def _write_part(self, done: bool = False) -> None:
         rows, self.waiting = b"".join(self.waiting), []
@@ -152,6 +170,7 @@ class ResumableFile:
                 bytes=self.part.bytes + len(rows),
                 content=self.content.hexdigest(),
                 names=self.names.hexdigest(),
+                stamps=self.stamps.hexdigest(),
                 done=done,
             )
         )
@@ -159,7 +178,8 @@ class ResumableFile:
     def _note(self, part: Part) -> None:
         with written(self.log_path):
             self._append(self.log, journal.line(asdict(part)))
-        self.part, self.written_at = part, monotonic()
+        self.parts.append(part)
+        self.written_at = monotonic()
 
     @staticmethod
     def _append(file: BinaryIO, data: bytes) -> None:

@@ -1,14 +1,15 @@
 """The images behind answers, found again where the data lies, and where the model looked."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitrail.data.address import located
 from vitrail.data.address import parse as parse_data
 from vitrail.data.decode import Jpeg, open_image
-from vitrail.data.preprocess import sides
 from vitrail.data.sources import Source, path_of
 from vitrail.data.storage import is_remote
 from vitrail.errors import DataError, VitrailError
@@ -110,6 +111,7 @@ def _under_maps(
     shown: Mapping[str, np.ndarray], pictures: Mapping[str, Jpeg | np.ndarray], model: str
 ) -> dict[str, Look]:
     """Lay attention rollout over each image, all of them in one pass."""
+    from vitrail.data.preprocess import sides
     from vitrail.explaining.pictures import overlay, scale_of
     from vitrail.explaining.rollout import rollouts
     from vitrail.weights.loading import load
@@ -141,5 +143,12 @@ def _brightest(values: np.ndarray) -> str:
 
 def place_of(found: Mapping[str, Any], model: Path | str | None = None) -> Place:
     """Give where the images and the model of an evaluation are, by what its file says."""
-    options = found.get("data_options", {})
-    return Place(str(found.get("data", "")), options, str(model or found.get("model", "")))
+    folder = found.get("started_in")
+    data = located(str(found.get("data", "")), folder)
+    if model is None:
+        model = str(found.get("model", ""))
+        here = os.path.expanduser(model)
+        there = os.path.join(folder or "", here)
+        if os.path.exists(there) and os.path.realpath(there) != os.path.realpath(here):
+            model = there
+    return Place(data, found.get("data_options", {}), str(model))

@@ -5,18 +5,17 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from vitrail.inference.comparing import Comparison, compare
-from vitrail.reporting import story
+from vitrail.reporting import intervals, story
+from vitrail.reporting.album import place_of
 from vitrail.reporting.curves import Line, dashes, draw
-from vitrail.reporting.drawing import COLOURS, RUNS, Chart, drawn, in_percent, label
+from vitrail.reporting.drawing import RUNS, Chart
 from vitrail.reporting.evaluated import Evaluated, read_evaluation
+from vitrail.reporting.intervals import Row
 from vitrail.reporting.page import write_page
 from vitrail.reporting.run_files import RunFiles, is_run, read_run
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _MOST_LINES = 4 * RUNS  # that a colour and a style tell apart
 _MOST_ALL_PAIRS = 5  # of more, each is compared with the most accurate alone
@@ -82,9 +81,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _entry(folder: Path, name: str) -> Entry:
     if not is_run(folder):
         evaluated = read_evaluation(folder)
-        return Entry(name, None, evaluated, _address(evaluated.found.get("data", "")))
+        return Entry(name, None, evaluated, _address(place_of(evaluated.found).data))
     run = read_run(folder)
-    return Entry(name, run, run.evaluated, _address(story.data_of(run.recipe)))
+    return Entry(name, run, run.evaluated, _address(story.data_of(run)))
 
 
 def _address(data: str) -> str:
@@ -157,48 +156,30 @@ def _curves(entries: Sequence[Entry]) -> Iterator[Chart]:
                 ends.append(f"{entry.name} ends at {last}")
         if lines:
             alt = f"{title} over epochs: {'; '.join(ends)}."
-            svg = draw(f"{split}-{key}", alt, lines, percent=percent, from_zero=not percent)
+            svg = draw(alt, lines, percent=percent, from_zero=not percent)
             yield Chart(title, svg, note)
 
 
 def _accuracies(entries: Sequence[Entry], paired: bool) -> Chart | None:
     """Draw the accuracies with their intervals, one beneath the other."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    known = [entry for entry in entries if entry.evaluated]
-    if not known:
+    rows = [
+        Row(entry.name, entry.accuracy, entry.evaluated.found["top1_interval"])
+        for entry in entries
+        if entry.evaluated
+    ]
+    if not rows:
         return None
-    places = list(range(len(known), 0, -1))
-    spans = [entry.evaluated.found["top1_interval"] for entry in known if entry.evaluated]
-
-    def paint(axes: "Axes") -> None:
-        lows, highs = ([span[i] for span in spans] for i in (0, 1))
-        axes.hlines(places, lows, highs, color=COLOURS["val"], linewidth=2)
-        dots = {"color": COLOURS["val"], "linestyle": "", "marker": "o", "markersize": 7}
-        axes.plot([entry.accuracy for entry in known], places, clip_on=False, **dots)
-        axes.set_ylim(0.4, len(known) + 0.6)
-        short = [e.name if len(e.name) < 17 else f"{e.name[:15]}…" for e in known]
-        # A $ would begin a formula.
-        axes.set_yticks(places, [name.replace("$", r"\$") for name in short], fontsize=12)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(in_percent))
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.8)
-        axes.set_position((0.3, 0.6 / height, 0.64, 1 - 0.75 / height))
-        label(axes, "accuracy")
-
-    height = 0.9 + 0.34 * len(known)
-    texts = (
-        f"{e.name} {e.accuracy:.2%} ({s[0]:.1%} to {s[1]:.1%})"
-        for e, s in zip(known, spans, strict=True)
-    )
     note = (
         "Dots are accuracies, lines their 95 % intervals (Wilson's). Of two whose lines do not "
         "overlap, one is very likely better."
     )
     note += " Where they do, the pairs below tell more." * paired
-    svg = drawn("accuracies", f"Accuracies: {'; '.join(texts)}.", paint, height=height)
-    return Chart("Accuracy", svg, note)
+    alt = "; ".join(f"{row.name} {row.share:.2%} ({_span(row)})" for row in rows)
+    return Chart("Accuracy", intervals.draw(f"Accuracies: {alt}.", rows, "accuracy"), note)
+
+
+def _span(row: Row) -> str:
+    return "{:.1%} to {:.1%}".format(*row.interval)
 
 
 def _recipes(entries: Sequence[Entry]) -> tuple[list[str], list[tuple[str, list[str]]]]:

@@ -1,19 +1,15 @@
-"""A chart as SVG for a page: its colours and its font are the page's own."""
+"""A chart as SVG, in the letters and colours of the page that it stands in."""
 
-import io
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from math import ceil, floor, log10
+from typing import NamedTuple
 
 RUNS = 6  # colours that runs side by side are told apart by; a line's style tells more
-# Matplotlib writes colours as numbers; each of these stands for one that the style sheet chooses.
-_NAMES = ("ink", "rule", "train", "val", "soft", *(f"run{i}" for i in range(RUNS)))
-COLOURS = {name: f"#0000{number:02x}" for number, name in enumerate(_NAMES, 1)}
-_SIZE = 5.0, 3.1  # inches of 72 units; a chart is shown about as large as it is drawn
+TALL = 223.0  # units; a chart is as wide for all, and shown about as large as it is drawn
+_WIDE = 360.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 14.0, 9.0, 36.0  # around the field that the axes span
+_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
 class Chart(NamedTuple):
@@ -24,51 +20,107 @@ class Chart(NamedTuple):
     note: str
 
 
-def drawn(name: str, alt: str, paint: Callable[["Axes"], None], *, height: float = 0.0) -> str:
-    """Give an SVG element that `paint` fills; `name` keeps its ids apart from other charts'.
+class Axis(NamedTuple):
+    """The values at both ends, and the words along it with their places."""
 
-    `height` is in inches, for a chart whose lines are counted.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # settings of the reader's own must not change the page
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "vitrail"})
-        figure = Figure(figsize=(_SIZE[0], height or _SIZE[1]), dpi=72, facecolor="none")
-        axes = figure.add_axes((0.14, 0.16, 0.82, 0.80), facecolor="none")
-        axes.tick_params(length=0, pad=6, labelsize=13, labelcolor=COLOURS["ink"])
-        axes.grid(axis="y", color=COLOURS["rule"], linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["left", "top", "right"]].set_visible(False)
-        axes.spines["bottom"].set_color(COLOURS["rule"])
-        paint(axes)
-        file = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
-    return _for_page(file.getvalue(), name, alt)
+    low: float
+    high: float
+    words: Sequence[tuple[float, str]]
 
 
-def label(axes: "Axes", text: str) -> None:
-    """Say beneath a chart what its horizontal axis is."""
-    axes.set_xlabel(text, color=COLOURS["ink"], fontsize=13)
-
-
-def in_percent(value: float, _: int = 0) -> str:
-    """Write a tick of a fraction."""
+def in_percent(value: float) -> str:
+    """Write a fraction."""
     return f"{100 * value:g}%"
 
 
-def _for_page(svg: str, name: str, alt: str) -> str:
-    """Make an SVG file an element of an HTML page, with colours that follow the style sheet."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
-    view = re.search(r'viewBox="[^"]*"', svg)
-    assert view is not None
-    opening = f'<svg {view[0]} role="img" aria-label="{escape(alt)}">'
-    svg = opening + svg[svg.index(">") + 1 :]
-    svg = re.sub(r" font-family: [^;]*;", "", svg)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
-    for word, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{word})")
-    return svg
+def axis(
+    low: float,
+    high: float,
+    most: int = 5,
+    text: Callable[[float], str] = "{:g}".format,
+    *,
+    whole: bool = False,
+) -> Axis:
+    """Give an axis with words at round values, at most `most` steps apart; only `whole` ones."""
+    power = 10.0 ** floor(log10((high - low) / most))
+    steps = (power * step for step in _STEPS if not whole or power * step % 1 == 0)
+    step = next(step for step in steps if step * most >= (high - low) * (1 - 1e-9))
+    places = range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)
+    return Axis(low, high, [(place * step, text(place * step)) for place in places])
+
+
+class Drawing:
+    """Marks on two axes, placed by their values; a colour is the name of one in the style sheet."""
+
+    def __init__(self, x: Axis, y: Axis, *, left: float = _LEFT, tall: float = TALL) -> None:
+        self.x, self.y, self.left, self.floor = x, y, left, tall - _BOTTOM
+        self.tall = tall
+        self.marks: list[str] = []
+
+    def across(self, value: float) -> float:
+        """Give the place of a value on the horizontal axis."""
+        share = (value - self.x.low) / (self.x.high - self.x.low)
+        return self.left + share * (_WIDE - _RIGHT - self.left)
+
+    def down(self, value: float) -> float:
+        """Give the place of a value on the vertical axis."""
+        share = (value - self.y.low) / (self.y.high - self.y.low)
+        return self.floor - share * (self.floor - _TOP)
+
+    def line(
+        self,
+        x: Iterable[float],
+        y: Iterable[float],
+        colour: str,
+        *,
+        width: float = 2.2,
+        dashes: Sequence[float] = (),
+    ) -> None:
+        """Draw a line through points; `dashes` are in its widths."""
+        points = " ".join(
+            f"{self.across(a):.1f},{self.down(b):.1f}" for a, b in zip(x, y, strict=True)
+        )
+        dash = " ".join(f"{width * part:.1f}" for part in dashes)
+        more = f' stroke-dasharray="{dash}"' * bool(dash)
+        self.marks.append(
+            f'<polyline points="{points}" stroke="var(--{colour})" stroke-width="{width}"{more}/>'
+        )
+
+    def dots(self, x: Iterable[float], y: Iterable[float], colour: str, radius: float = 3) -> None:
+        """Draw a dot at each point."""
+        self.marks += [
+            f'<circle cx="{self.across(a):.1f}" cy="{self.down(b):.1f}" r="{radius}" '
+            f'fill="var(--{colour})"/>'
+            for a, b in zip(x, y, strict=True)
+        ]
+
+    def bar(self, left: float, right: float, value: float, colour: str) -> None:
+        """Draw a bar from the floor to a value, between two values of the horizontal axis."""
+        x, y = self.across(left), self.down(value)
+        size = f'width="{self.across(right) - x:.1f}" height="{self.floor - y:.1f}"'
+        self.marks.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="var(--{colour})"/>')
+
+    def svg(self, alt: str, below: str, *, rows: bool = False) -> str:
+        """Give the element; `alt` says what it shows, `below` what its horizontal axis is.
+
+        Fine lines lead from the words to the marks: from those beneath the chart where the vertical
+        axis has `rows`, else from those beside it.
+        """
+        right, foot = _WIDE - _RIGHT, self.floor + 16
+        back = [f'<path class="rule" d="M{self.left:g} {self.floor:g}H{right:g}"/>']
+        for value, word in self.x.words:
+            at = f"{self.across(value):.1f}"
+            if rows:
+                back.append(f'<path class="rule" d="M{at} {self.floor:g}V{_TOP:g}"/>')
+            back.append(f'<text x="{at}" y="{foot:g}" class="middle">{escape(word)}</text>')
+        for value, word in self.y.words:
+            at = self.down(value)
+            if not rows:
+                back.append(f'<path class="rule" d="M{self.left:g} {at:.1f}H{right:g}"/>')
+            place = f'x="{self.left - 6:g}" y="{at + 4.5:.1f}"'
+            back.append(f'<text {place} class="end">{escape(word)}</text>')
+        middle = f'x="{(self.left + right) / 2:g}" y="{foot + 17:g}"'
+        back.append(f'<text {middle} class="middle">{escape(below)}</text>')
+        view = f'viewBox="0 0 {_WIDE:g} {self.tall:g}"'
+        inside = "\n".join([*back, *self.marks])
+        return f'<svg {view} role="img" aria-label="{escape(alt)}">\n{inside}\n</svg>'

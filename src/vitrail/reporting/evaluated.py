@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail.errors import DataError
-from vitrail.weights.files import read_json
+from vitrail.weights.json_files import read_json
 
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.jsonl"
 _FIGURES = ("images", "top1", "top5", "nll", "brier", "ece", "temperature")

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_run_page(
     if files.evaluated:
         place = place_of(files.evaluated.found, run)
         if not place.data:  # a run of old: its summary alone has figures
-            place = Place(story.data_of(files.recipe), {}, str(run))
+            place = Place(story.data_of(files), {}, str(run))
         shown = measured(files.evaluated, place._replace(source=held_out))
     bad = files.summary.get("bad", [])
     return write_page(
@@ -75,11 +76,12 @@ def write_evaluation_page(folder: Path, path: Path | None = None) -> Path:
     """Write `report.html` into a folder of `vitrail eval -o`, or `path`, and give its path."""
     evaluated = read_evaluation(folder)
     found = evaluated.found
-    shown = measured(evaluated, place_of(found))
+    place = place_of(found)
+    shown = measured(evaluated, place)
     lacking = ["predictions.jsonl is not in the folder: mistakes and doubts, image by image."] * (
         evaluated.answers is None
     )
-    model, data = (str(found.get(key, key.upper())) for key in ("model", "data"))
+    model, data = place.model or "MODEL", place.data or "DATA"
     again = shlex.join(["vitrail", "eval", model, data, "-o", str(folder)])
     return write_page(
         path or folder / PAGE,
@@ -128,12 +130,12 @@ def _charts(run: RunFiles) -> Iterator[Chart]:
         )
         yield _chart("top1", "Accuracy", run, "The share of images named right; higher is better.")
     for key, title, note in _ALONE:
-        rows = [row for row in run.train if row.get(key) is not None]  # older runs lack some
+        rows = [row for row in run.train if _is_drawn(row.get(key))]
         if rows:
             line, percent = _line("ink", rows, key), key == "peak_share"
             show = "{:.1%}".format if percent else "{:.3g}".format
             alt = f"{title}: highest {show(max(line.values))}, at the end {show(line.values[-1])}."
-            yield Chart(title, draw(key.replace("_", "-"), alt, [line], percent=percent), note)
+            yield Chart(title, draw(alt, [line], percent=percent), note)
 
 
 def _chart(key: str, title: str, run: RunFiles, note: str) -> Chart:
@@ -145,8 +147,13 @@ def _chart(key: str, title: str, run: RunFiles, note: str) -> Chart:
         for line in lines
     )
     accuracy = key == "top1"
-    svg = draw(key, f"{alt}.", lines, percent=accuracy, from_zero=not accuracy)
+    svg = draw(f"{alt}.", lines, percent=accuracy, from_zero=not accuracy)
     return Chart(title, svg, note)
+
+
+def _is_drawn(value: float | None) -> bool:
+    """Say whether a figure is there, as in older runs some are not, and finite."""
+    return value is not None and isfinite(value)
 
 
 def _splits(run: RunFiles) -> list[tuple[str, list[dict[str, Any]]]]:

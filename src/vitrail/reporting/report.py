@@ -20,11 +20,12 @@ def report(folders: Sequence[Path], path: Path | None = None) -> Path:
         check(folder)
     if path is not None and path.is_dir():
         raise OutputError(f"{path} is a folder; -o names the page's file, {path / 'report.html'}")
-    from vitrail.reporting.comparison import write_comparison_page
+    if len(folders) > 1:
+        from vitrail.reporting.comparison import write_comparison_page
+
+        return write_comparison_page(folders, path or Path(COMPARISON))
     from vitrail.reporting.page import write_evaluation_page, write_run_page
 
-    if len(folders) > 1:
-        return write_comparison_page(folders, path or Path(COMPARISON))
     write = write_run_page if is_run(folders[0]) else write_evaluation_page
     return write(folders[0], path=path)
 

@@ -8,7 +8,7 @@ from vitrail.data.decode import decode
 from vitrail.errors import DataError
 from vitrail.reporting.evaluated import EVALUATION, Evaluated, checked, read_evaluation
 from vitrail.reporting.thumbnails import Thumbnail, reduced, thumbnail
-from vitrail.weights.files import read_json, read_rows
+from vitrail.weights.json_files import read_json, read_rows
 
 MOST_EXAMPLES = 10
 FILES = ("summary.json", "metrics.jsonl", "recipe.toml", "environment.json")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitrail.data.address import located
 from vitrail.reporting.run_files import RunFiles
 
 
@@ -122,7 +123,7 @@ def baseline(run: RunFiles) -> str:
 
 def commands(run: RunFiles) -> list[Command]:
     """Give the commands that repeat, continue, use and measure this run."""
-    folder, data = shlex.quote(str(run.folder)), shlex.quote(data_of(run.recipe))
+    folder, data = shlex.quote(str(run.folder)), shlex.quote(data_of(run))
     again = f"vitrail train {data} --recipe {shlex.quote(str(run.folder / 'recipe.toml'))}"
     found = [Command("Train the same again, into a new folder", again)]
     if run.summary.get("status") != "finished":
@@ -137,7 +138,7 @@ def commands(run: RunFiles) -> list[Command]:
 def data(run: RunFiles) -> Iterator[tuple[str, str]]:
     """Give what is known of the images, as names and texts."""
     if run.recipe:
-        yield "data", data_of(run.recipe)
+        yield "data", data_of(run)
     if classes := run.environment.get("classes"):
         few = ", ".join(map(str, classes[:8])) + ", ..." * (len(classes) > 8)
         yield "classes", f"{len(classes):,}: {few}"
@@ -176,7 +177,7 @@ def missing(run: RunFiles) -> Iterator[str]:
     }
     for name in run.absent:
         yield f"{name} is not in the folder: {told[name]}."
-    folder, data = shlex.quote(str(run.folder)), shlex.quote(data_of(run.recipe))
+    folder, data = shlex.quote(str(run.folder)), shlex.quote(data_of(run))
     measure = f"`vitrail eval {folder} {data} -o FOLDER` and `vitrail report FOLDER` show them."
     if run.evaluated is None:
         yield (
@@ -229,9 +230,10 @@ def plural(count: float, noun: str) -> str:
     return f"{count:,.10g} {noun}{'' if count == 1 else 's'}"
 
 
-def data_of(recipe: str) -> str:
-    """Give the DATA that a recipe names."""
+def data_of(run: RunFiles) -> str:
+    """Give the DATA that a run's recipe names, as it is found from here."""
     try:
-        return str(tomllib.loads(recipe)["data"]["source"])
+        data = str(tomllib.loads(run.recipe)["data"]["source"])
     except (tomllib.TOMLDecodeError, KeyError, TypeError):
         return "DATA"  # an edited recipe is shown as it is
+    return located(data, run.environment.get("started_in"))

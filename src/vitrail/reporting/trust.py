@@ -4,13 +4,12 @@ Every sentence is made of the figures that it speaks of, and holds whatever they
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitrail.inference.measures import wilson
-from vitrail.reporting.drawing import COLOURS, Chart, drawn, in_percent, label
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from vitrail.reporting import intervals
+from vitrail.reporting.drawing import Chart, Drawing, axis, in_percent
+from vitrail.reporting.intervals import Row
 
 _SEARCHED = 0.051, 19.6  # what lies outside is at the edge of the temperatures tried, 0.05 to 20
 _TENTH = 18  # of 20: the point of the curve at which the least sure tenth is left out
@@ -36,7 +35,7 @@ def calibration(found: Mapping[str, Any]) -> str:
     worst = max(bins, key=lambda row: row["images"] * abs(row["confidence"] - row["accuracy"]))
     count, share = worst["images"], worst["accuracy"]
     given = f"given with {worst['low']:.0%} to {worst['high']:.0%} confidence"
-    example = f"of the {count:,} answers {given}, {share:.0%} were right"
+    example = f"of the {count:,} answers {given}, {round(share * count):,} were right"
     if count == 1:
         example = f"the one answer {given} was {'right' if share else 'wrong'}"
     return (
@@ -110,65 +109,38 @@ def sizes(found: Mapping[str, Any]) -> str:
 
 
 def _reliability(bins: Sequence[Mapping[str, Any]], images: int) -> str:
-    from matplotlib.ticker import FuncFormatter
-
-    def paint(axes: "Axes") -> None:
-        centres = [(row["low"] + row["high"]) / 2 for row in bins]
-        shares = [row["images"] / images for row in bins]
-        axes.bar(centres, shares, width=1 / 15 - 0.008, color=COLOURS["rule"])
-        axes.plot((0, 1), (0, 1), color=COLOURS["soft"], linewidth=1.2, linestyle=(0, (4, 3)))
-        _dots(axes, [row["confidence"] for row in bins], bins)
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.xaxis.set_major_formatter(FuncFormatter(in_percent))
-        axes.yaxis.set_major_formatter(FuncFormatter(in_percent))
-        label(axes, "confidence")
-
+    drawing = Drawing(axis(0, 1, text=in_percent), axis(0, 1, text=in_percent))
+    for row in bins:  # with a gap between neighbours
+        share = row["images"] / images
+        drawing.bar(row["low"] + 0.004, row["high"] - 0.004, share, "rule")
+    drawing.line((0, 1), (0, 1), "soft", width=1.2, dashes=(4, 3))
+    for row in bins:
+        span = wilson(row["accuracy"] * row["images"], row["images"])
+        drawing.line([row["confidence"]] * 2, span, "val", width=1)
+        drawing.dots([row["confidence"]], [row["accuracy"]], "val")
     rows = (f"{row['confidence']:.0%} sure, {row['accuracy']:.0%} right" for row in bins)
-    return drawn("reliability", f"Confidence and accuracy: {'; '.join(rows)}.", paint)
-
-
-def _dots(axes: "Axes", x: Sequence[float], bins: Sequence[Mapping[str, Any]]) -> None:
-    """Draw accuracies with the intervals that the number of images allows."""
-    spans = [wilson(row["accuracy"] * row["images"], row["images"]) for row in bins]
-    axes.vlines(x, [s[0] for s in spans], [s[1] for s in spans], color=COLOURS["val"], linewidth=1)
-    how = {"color": COLOURS["val"], "linestyle": "", "marker": "o", "markersize": 6}
-    axes.plot(x, [row["accuracy"] for row in bins], clip_on=False, **how)
+    return drawing.svg(f"Confidence and accuracy: {'; '.join(rows)}.", "confidence")
 
 
 def _coverage(points: Sequence[Mapping[str, Any]]) -> str:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    def paint(axes: "Axes") -> None:
-        x, y = ([row[key] for row in points] for key in ("coverage", "accuracy"))
-        axes.plot(x, y, color=COLOURS["val"], linewidth=2.2, clip_on=False)
-        room = max(max(y) - min(y), 0.02) / 10
-        axes.set(xlim=(0, 1), ylim=(max(min(y) - room, 0), min(max(y) + room, 1)))
-        axes.xaxis.set_major_formatter(FuncFormatter(in_percent))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(in_percent))
-        label(axes, "share of the images that is answered")
-
+    x, y = ([row[key] for row in points] for key in ("coverage", "accuracy"))
+    room = max((max(y) - min(y)) / 10, 0.02)  # what a few images decide is no slope
+    shares = axis(max(min(y) - room, 0), min(max(y) + room, 1), text=in_percent)
+    drawing = Drawing(axis(0, 1, text=in_percent), shares)
+    drawing.line(x, y, "val")
     half = next(row for row in points if round(20 * row["coverage"]) == 10)
     alt = (
         f"Accuracy of the surest images: {half['accuracy']:.1%} of the surer half, "
         f"{points[-1]['accuracy']:.1%} of all."
     )
-    return drawn("coverage", alt, paint)
+    return drawing.svg(alt, "share of the images that is answered")
 
 
 def _sizes(rows: Sequence[Mapping[str, Any]]) -> str:
-    from matplotlib.ticker import FuncFormatter
-
-    def paint(axes: "Axes") -> None:
-        places = list(range(len(rows)))
-        _dots(axes, places, [{**row, "accuracy": row["top1"]} for row in rows])
-        axes.set(xlim=(-0.5, len(rows) - 0.5), ylim=(0, 1))
-        axes.set_xticks(places, [_span(row) for row in rows], fontsize=13 if len(rows) < 5 else 10)
-        axes.yaxis.set_major_formatter(FuncFormatter(in_percent))
-        label(axes, "shorter side in pixels")
-
-    alt = "; ".join(f"{row['top1']:.1%} at {_span(row)} pixels" for row in rows)
-    return drawn("sizes", f"Accuracy by the image's shorter side: {alt}.", paint)
+    spans = [Row(_span(row), row["top1"], row["top1_interval"]) for row in rows]
+    alt = "; ".join(f"{row.share:.1%} at {row.name} pixels" for row in spans)
+    alt = f"Accuracy by the image's shorter side: {alt}."
+    return intervals.draw(alt, spans, "accuracy, by the shorter side in pixels")
 
 
 def _span(row: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.inference.evaluate import Evaluation
-from vitrail.inference.evaluation_files import write_evaluation
+from vitrail.inference.evaluation_files import about, write_evaluation
 from vitrail.reporting.page import write_run_page
 from vitrail.training.session import Session
 from vitrail.weights.bundle import save
@@ -53,8 +53,8 @@ def write_answers(session: Session) -> None:
     """Write the answers to the held-out images and what they say, as `vitrail eval -o` does."""
     scored = session.scored
     assert scored is not None  # the weights have just been measured
-    about = {"model": str(session.run.path), "data": session.recipe.data.source}
-    values = scored.evaluation().to_json() | about | {"data_options": session.data_options()}
+    model, data = str(session.run.path), session.recipe.data.source
+    values = scored.evaluation().to_json() | about(model, data, session.data_options())
     whole = len(scored.names) <= _MOST_WHOLE
     write_evaluation(values, scored, session.run.path, whole=whole)
 

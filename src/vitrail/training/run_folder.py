@@ -197,6 +197,7 @@ def environment() -> dict[str, Any]:
         "gpu": gpu,
         # The user's, where --processes has started this process by another.
         "command": json.loads(os.environ.get("VITRAIL_COMMAND", "null")) or sys.argv,
+        "started_in": os.getcwd(),  # the folder that its paths are relative to
     }
 
 

@@ -2,18 +2,19 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from vitrail.data.inputs import Item, check, inputs
 from vitrail.errors import ConfigError
 from vitrail.model.checks import check_merge
-from vitrail.verbs.over_ray import check_flags, embed_over_ray, predict_over_ray
-from vitrail.verbs.words import Device, Dtype, Images, Output, Text, as_json
+from vitrail.training.recipe import same_source
+from vitrail.verbs.over_ray import check_flags, embed_over_ray, images_of, predict_over_ray
+from vitrail.verbs.words import Device, Dtype, Images, Output, Split, Text, as_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,9 @@ class Embed:
     """Turn images into vectors: into a file, to find those alike, to probe what they tell apart."""
 
     model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
-    data: Text  # a DATA address, all its splits; or a folder, a "pattern" or a file of images
+    data: Text  # a DATA address, or a folder, a "pattern" or a file of images
     output: Output = None  # a .parquet file, or .npy with a .csv of its rows beside
+    split: Split = "all"  # which images of DATA; held-out are those that training kept out
     tokens: Literal["pooled", "class", "mean", "patches"] = "pooled"
     layer: int | None = None  # the block to take them after, 0 the first, else the whole encoder
     neighbours: int | None = None  # list the K nearest of each image, and near duplicates
@@ -124,26 +126,38 @@ class Embed:
 
         if self.output is not None:
             check_file(self.output)
-        items = self._items()
-        engine = torch_engine(load(self.model), self.dtype, self.device, self.merge)
+        bundle = load(self.model)
+        items = self._items(bundle.origin)
+        engine = torch_engine(bundle, self.dtype, self.device, self.merge)
         how = {"batch_size": self.batch_size, "threads": self.threads}
         batches = embedded(engine, items, self.tokens, self.layer, **how)
         found = insight(
-            collect(batches, self.output, keep), self.neighbours, self.threshold, self.probe
+            collect(batches, self.output, keep),
+            self.neighbours,
+            self.threshold,
+            self.probe,
+            self.split,
         )
         for path, reason in found.collected.bad:
             print(f"not read: {path}: {reason}", file=sys.stderr)
         print(as_json(found.to_json()) if self.json else found.text())
         return 2 if found.collected.bad else 0
 
-    def _items(self) -> Iterator[Item]:
+    def _items(self, origin: Mapping[str, Any] | None) -> Iterator[Item]:
         """Give the images, with labels where the data has them; only --probe has need of any."""
         from vitrail.data.sets import labelled, labelled_or_not
 
         opened = labelled if self.probe else labelled_or_not
-        items, notes = opened(self.data, self.image_column, self.label_column)
+        items, notes = opened(self.data, self.split, **images_of(self, origin))
         for note in notes:
             print(note, file=sys.stderr)
+        learned = {"all": "some of these", "train": "these"}.get(self.split)
+        if self.probe and learned and same_source(str((origin or {}).get("data")), self.data):
+            print(
+                f"the model has learned from {learned} images, which flatters its probes: --split "
+                "held-out has none of them",
+                file=sys.stderr,
+            )
         return items
 
 

@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-from vitrail.data.address import parse
-from vitrail.errors import ConfigError
+from vitrail.data.address import located, parse
+from vitrail.data.storage import exists
+from vitrail.errors import ConfigError, DataError
 from vitrail.model.checks import check_merge
-from vitrail.verbs.words import SPLIT, Device, Dtype, Output, Text, as_json
+from vitrail.verbs.words import Device, Dtype, Output, Split, Text, as_json, split_as_in_run
 
 Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
 
@@ -19,7 +21,7 @@ class Eval:
 
     model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
     data: Text  # its held-out images are measured, or those of --split
-    split: Literal["held-out", "train", "val", "test", "all"] = "held-out"  # or one by its name
+    split: Split = "held-out"  # or one by its name
     against: str | None = None  # another model, to compare with on the same images
     corruptions: bool = False  # five kinds at five severities: takes 25 times as long
     predictions: str | None = None  # a .jsonl or .csv file to write, one row an image
@@ -38,7 +40,7 @@ class Eval:
 
         for model in filter(None, (self.model, self.against)):
             parse_origin(model)
-        parse(self.data)
+        self._check_data()
         for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it should be 1 or more")
@@ -51,13 +53,29 @@ class Eval:
             check_folder(self.output)
         return self._evaluated()
 
+    def _check_data(self) -> None:
+        """Raise `DataError` for data that is not here, and say where the run had it."""
+        try:
+            parse(self.data)
+        except DataError as error:
+            from vitrail.weights.json_files import read_json
+
+            run = Path(self.model).expanduser() / "environment.json"
+            folder = read_json(run).get("started_in") if run.is_file() else None
+            there = located(self.data, folder)
+            if there == self.data or not exists(there):
+                raise
+            raise DataError(
+                f'{error}\n{self.model} was trained in "{folder}", where there is: give "{there}"'
+            ) from error
+
     def _evaluated(self) -> int:
         from vitrail.data.parts import part
         from vitrail.data.progress import Counter
-        from vitrail.data.sources import WITH_COLUMNS
         from vitrail.inference.corruptions import KINDS, SEVERITIES
         from vitrail.inference.evaluate import check_classes, score
         from vitrail.inference.evaluation_files import (
+            about,
             make_folder,
             write_evaluation,
             write_predictions,
@@ -66,13 +84,7 @@ class Eval:
         from vitrail.weights.loading import load
 
         bundle = load(self.model)
-        # Data without a split of its own is split as in the run, or what the model has learned
-        # from would be among what it is measured on.
-        origin, has_columns = bundle.origin or {}, parse(self.data).kind in WITH_COLUMNS
-        of_run = [name for name in SPLIT if has_columns or not name.endswith("_column")]
-        how = {name: origin[name] for name in of_run if name in origin}
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
-        how |= {name: column for name, column in columns.items() if column is not None}
+        how = split_as_in_run(bundle.origin, self.data, self.image_column, self.label_column)
         source, notes = part(self.data, self.split, **how)
         for note in notes:
             print(note, file=sys.stderr)
@@ -101,8 +113,7 @@ class Eval:
         if self.predictions is not None:
             write_predictions(scored, self.predictions)
         if self.output is not None:
-            values |= {"model": self.model, "data": self.data, "data_options": how}
-            values["merge"] = self.merge
+            values |= about(self.model, self.data, how) | {"merge": self.merge}
             write_evaluation(values, scored, self.output)
         return 2 if found.failed else 0
 

@@ -1,13 +1,13 @@
 """`predict` and `embed` with --ray: the same answers, from more than one machine."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vitrail.data.inputs import Item, inputs
 from vitrail.errors import ConfigError
-from vitrail.verbs.words import as_json
+from vitrail.verbs.words import as_json, split_as_in_run
 
 if TYPE_CHECKING:
     from vitrail.verbs.answers import Embed, Predict
@@ -67,14 +67,16 @@ def embed_over_ray(flags: "Embed") -> int:
 
     assert flags.output is not None
     cluster = _cluster(flags)
-    items = partial(_opened, flags.data, flags.image_column, flags.label_column)
+    bundle = load(flags.model)
+    items = partial(_opened, flags.data, flags.split, images_of(flags, bundle.origin))
     names = ("tokens", "layer", "dtype", "merge")
     how: dict[str, Any] = {name: getattr(flags, name) for name in names}
-    found = embed_parts(load(flags.model), items, flags.output, **how, cluster=cluster)
+    found = embed_parts(bundle, items, flags.output, **how, cluster=cluster)
     for path, reason in found.bad:
         print(f"not read: {path}: {reason}", file=sys.stderr)
     values = {
         "images": found.images - found.failed,
+        "split": flags.split,
         "failed": found.failed,
         "size": list(found.shape),
         "bad": [{"path": path, "reason": reason} for path, reason in found.bad],
@@ -85,11 +87,19 @@ def embed_over_ray(flags: "Embed") -> int:
     return 2 if found.failed else 0
 
 
-def _opened(data: str, image_column: str | None, label_column: str | None) -> Iterator[Item]:
+def images_of(flags: "Embed", origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Give how the images of `vitrail embed` are opened: a split of a run's data as the run did."""
+    columns = flags.image_column, flags.label_column
+    if flags.split != "all":
+        return split_as_in_run(origin, flags.data, *columns)
+    return dict(zip(("image_column", "label_column"), columns, strict=True))
+
+
+def _opened(data: str, split: Any, how: Mapping[str, Any]) -> Iterator[Item]:
     """Open the images of a data set; notes are told here, and in the logs of the machines."""
     from vitrail.data.sets import labelled_or_not
 
-    items, notes = labelled_or_not(data, image_column, label_column)
+    items, notes = labelled_or_not(data, split, **how)
     for note in notes:
         print(note, file=sys.stderr)
     return items

@@ -2,19 +2,18 @@
 
 import hashlib
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.errors import DataError, WeightsError
+from vitrail.errors import WeightsError
 from vitrail.weights.disk import Piece, write_pieces, write_plainly
 from vitrail.weights.formats.arrays import read_arrays
 from vitrail.weights.formats.foreign import WANTED, foreign
@@ -22,7 +21,6 @@ from vitrail.weights.formats.pickles import PICKLE
 from vitrail.weights.formats.safetensors_files import read_safetensors, safetensors_pieces
 from vitrail.weights.formats.stored import (
     AGAIN,
-    MOST_JSON,
     RawFile,
     Stored,
     check_total,
@@ -32,6 +30,7 @@ from vitrail.weights.formats.stored import (
 )
 from vitrail.weights.formats.torch_files import read_legacy, read_torchscript, read_zip
 from vitrail.weights.formats.zips import directory
+from vitrail.weights.json_files import read_json, read_rows
 
 __all__ = [
     "Stored", "WeightFile", "open_weights", "read_json", "read_rows", "read_tensors", "sha256",
@@ -152,42 +151,6 @@ def _open_part(index: RawFile, part: str) -> WeightFile:
         if not path.is_file():
             raise WeightsError(f"{index.path} names {clean(part)}, which is not there; fetch it")
     return _open_file(look(path))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Give the object in a JSON file; a missing or broken one is a `WeightsError`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_JSON + 1)
-        if len(data) > MOST_JSON:
-            raise ValueError(f"more than {MOST_JSON:,} bytes are no description of a model")
-        values = json.loads(data.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path} holds {type(values).__name__}, not an object")
-    return values
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Give the rows of a file of JSON lines; a last line that was cut short is not one.
-
-    A file that is not there has none; a line that is no JSON object is a `DataError`.
-    """
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise DataError(f"{path} line {number} is no row: {line.strip()[:80]}; remove the line")
-        rows.append(row)
-    return rows
 
 
 def write_tensors(

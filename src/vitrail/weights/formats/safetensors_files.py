@@ -15,7 +15,6 @@ from torch import Tensor
 from vitrail.errors import WeightsError
 from vitrail.weights.formats.stored import (
     AGAIN,
-    MOST_JSON,
     RawFile,
     Stored,
     clean,
@@ -23,6 +22,7 @@ from vitrail.weights.formats.stored import (
     is_shape,
     memory,
 )
+from vitrail.weights.json_files import MOST_JSON
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -19,9 +19,6 @@ from vitrail.errors import WeightsError
 # A file may say more than it holds: packed arrays, names that share a storage. Past both, it lies.
 BOMB_RATIO, BOMB_BYTES = 64, 64 * 2**20
 MOST_AXES = 64  # torch's own limit
-# JSON takes up to 25 times its bytes in memory; the largest header of a ViT is below 1 MB.
-MOST_JSON = 16 * 2**20
-
 AGAIN = "fetch or save the file again"
 
 
