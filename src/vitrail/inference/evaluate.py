@@ -12,7 +12,7 @@ from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import BadFile, Source, path_of
 from vitrail.engines.torch_engine import check_finite, pick_device
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, check_counts
 from vitrail.inference.calibration import best_temperature, calibration_error
 from vitrail.inference.details import Details, examine
 from vitrail.inference.measures import (
@@ -130,6 +130,7 @@ def score(
 def evaluation_loader(bundle: Bundle, source: Source, batch_size: int, threads: int) -> Loader:
     """Give a loader of labelled images, all of whose classes the bundle knows."""
     check_classes(bundle, source)
+    check_counts(batch_size=batch_size, threads=threads)
     return Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.data.address import located, parse
 from vitrail.data.storage import exists
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import DataError, check_counts
 from vitrail.verbs.words import Device, Dtype, Output, Split, Text, as_json, split_as_in_run
 
 Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
@@ -39,9 +39,7 @@ class Eval:
         for model in filter(None, (self.model, self.against)):
             parse_origin(model)
         self._check_data()
-        for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it should be 1 or more")
+        check_counts(batch_size=self.batch_size, threads=self.threads)
         from vitrail.inference.evaluation_files import check_folder, check_predictions
 
         if self.predictions is not None:
