@@ -188,7 +188,7 @@ def joined(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -> 
         places,
         tuple(path_of(source, i) for i in places.tolist()),
         np.concatenate([part.sides for part in parts]),
-        tuple(bad.values()),
+        tuple(bad[index] for index in sorted(bad)),  # threads find them in any order
     )
 
 
