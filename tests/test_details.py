@@ -161,6 +161,36 @@ def test_labels_that_were_swapped_are_found_by_class_thresholds() -> None:
     assert margins == sorted(margins) and all(row.label != row.answered for row in found)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_a_model_that_knows_no_class_accuses_no_label(classes: int) -> None:
+    draw = np.random.default_rng(0)
+    truth = np.repeat(np.arange(classes), 40)
+    values = draw.normal(size=(40 * classes, classes))
+    values[np.arange(len(truth)), truth] += 6
+    paths, names = tuple(map(str, range(len(truth)))), tuple(map(str, range(classes)))
+
+    in_another_order = likely_errors(softmax(values), (truth + 1) % classes, paths, names)
+    constant = likely_errors(np.full_like(values, 1 / classes), truth, paths, names)
+
+    assert in_another_order == constant == ()
+
+
+def test_a_class_that_the_model_does_not_know_accuses_and_is_accused_by_none() -> None:
+    draw = np.random.default_rng(0)
+    truth = np.repeat(np.arange(4), 40)
+    labels = truth.copy()
+    labels[(truth == 2) | (truth == 3)] ^= 1  # these two names are swapped throughout
+    labels[[5, 45]] = 1, 0  # and here a label alone is wrong
+    values = draw.normal(size=(160, 4))
+    values[np.arange(160), truth] += 8
+    names = ("a", "b", "c", "d")
+
+    found = likely_errors(softmax(values), labels, tuple(map(str, range(160))), names)
+
+    assert {"5", "45"} <= {row.path for row in found}
+    assert {row.label for row in found} | {row.answered for row in found} == {"a", "b"}
+
+
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (5, 0), (3, 9), (10, 10), (40, 21), (0, 1)])
 def test_mcnemar_is_exact(gained: int, lost: int) -> None:
     n = gained + lost

@@ -71,6 +71,20 @@ def test_embeddings_are_the_model_s_tokens(bundle: Bundle, tokens: Any, layer: i
     np.testing.assert_allclose(found, wanted(bundle, tokens, layer), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", ["pooled", "class", "mean", "patches"])
+def test_no_images_have_embeddings_of_the_shape_of_others(bundle: Bundle, tokens: Any) -> None:
+    one, none = embed(bundle, PICTURES[0], tokens=tokens), embed(bundle, [], tokens=tokens)
+
+    assert none.shape == (0, *one.shape[1:]) and none.dtype == one.dtype
+
+
+def test_no_images_of_a_pooling_that_joins_two_vectors_are_as_wide(bundle: Bundle) -> None:
+    model = ViT(TINY.replace(pooling="cls+mean")).eval()
+    joined = Bundle(model=model, preprocess=bundle.preprocess, labels=bundle.labels)
+
+    assert embed(joined, []).shape == (0, 2 * TINY.width)
+
+
 def test_one_image_and_none_at_all_have_embeddings_too(bundle: Bundle) -> None:
     assert embed(bundle, PICTURES[0]).shape == (1, 24)
     assert embed(bundle, []).shape == (0, 24)
@@ -91,8 +105,10 @@ def test_what_cannot_be_embedded_is_told(bundle: Bundle) -> None:
         embed(bundle, [PICTURES[0], b""])
     with pytest.raises(ConfigError, match="no class token"):
         embed(replace(bundle, model=no_class), PICTURES[0], tokens="class")
-    with pytest.raises(ConfigError, match="no layer 2: the blocks are 0 to 1"):
-        embed(bundle, PICTURES[0], layer=2)
+    for layer in (2, "x", 0.5, True):
+        given: Any = layer
+        with pytest.raises(ConfigError, match=f"no layer {layer!r}: the blocks are 0 to 1"):
+            embed(bundle, PICTURES[0], layer=given)
     with pytest.raises(ConfigError, match='Did you mean "pooled"'):
         embed(bundle, PICTURES[0], tokens="poold")  # type: ignore[arg-type]
 

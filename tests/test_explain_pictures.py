@@ -210,7 +210,7 @@ def test_json_says_all_that_is_no_picture(saved: Path, capsys: pytest.CaptureFix
         ("model photos -o file/out", 5, "cannot be written"),
         ("nowhere photos -o out", 2, 'no model "nowhere"'),
         ("model photos -o out --layers 5", 2, "no layer 5"),
-        ("model photos -o out --layers pol --method attention", 2, "no layer pol"),
+        ("model photos -o out --layers pol --method attention", 2, "no layer 'pol'"),
         ("model photos -o out --heads 9", 2, "no head 9"),
         ("model photos -o out --queries 9,9", 2, "no patch in row 9"),
         ("model photos -o out --target dog", 2, 'no class "dog"'),

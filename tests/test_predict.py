@@ -191,3 +191,34 @@ def test_a_model_without_classes_cannot_answer(bundle: Bundle) -> None:
 
     with pytest.raises(ConfigError, match="no classes"):
         predict(replace(bundle, model=features, labels=()), PICTURES[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"top": "five"}, "top is 'five'; it should be a whole number, 1 or more"),
+        ({"top": 2.5}, "top is 2.5; it should be a whole number"),
+        ({"top": True}, "top is True; it should be a whole number"),
+        ({"top": 0}, "top is 0; it should be 1 or more"),
+        ({"batch_size": None}, "batch_size is None; it should be a whole number"),
+        ({"threads": "2"}, "threads is '2'; it should be a whole number"),
+    ],
+)
+def test_an_argument_of_another_type_is_told(
+    bundle: Bundle, flags: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        predict(bundle, PICTURES[0], **flags)
+
+
+def test_what_is_neither_an_image_nor_several_is_told(bundle: Bundle) -> None:
+    nothing: Any = None
+
+    with pytest.raises(ConfigError, match="images is None; it should be one image, or several"):
+        predict(bundle, nothing)
+
+
+def test_a_whole_number_may_be_one_of_numpy(bundle: Bundle) -> None:
+    top: Any = np.int64(2)
+
+    assert len(predict(bundle, PICTURES[0], top)[0].top) == 2

@@ -6,8 +6,9 @@ it without a traceback; anything that is not a `VitrailError` is a defect of our
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from numbers import Integral
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 UNIONS = (UnionType, Union)  # of `X | None`; before Python 3.14 one with a Literal is the other
 
@@ -101,6 +102,20 @@ def check_range(
         if high != float("inf"):
             wanted = f"above {low}, at most {high}" if open_low else f"from {low} to {high}"
         raise ConfigError(f"{name} is {value}; it should be {wanted}")
+
+
+def check_counts(**counts: object) -> None:
+    """Raise `ConfigError` where one of these is no whole number, or below 1."""
+    for name, value in counts.items():
+        if not is_whole(value):
+            raise ConfigError(f"{name} is {value!r}; it should be a whole number, 1 or more")
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it should be 1 or more")
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Say whether a value is a whole number, of Python or of numpy; true and false are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vitrail.errors import ConfigError, check_range, check_types
+from vitrail.errors import ConfigError, check_counts, check_range, check_types
 
 # The largest magnitude of each RandAugment: timm cuts off at 10, torchvision has bins 0 to 30, and
 # big_vision's grows past 10 (AugReg trains with 15).
@@ -76,8 +76,7 @@ class Augment:
 
 def check_batch(batch_size: int, ranks: int, augment: Augment) -> None:
     """Raise `ConfigError` where a batch does not split over the processes of a run."""
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it should be 1 or more")
+    check_counts(batch_size=batch_size)
     if batch_size == 1 and (augment.mixup or augment.cutmix):
         raise ConfigError(
             "batch_size is 1; with mixup or cutmix it should be 2 or more, for an image alone "

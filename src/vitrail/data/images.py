@@ -11,15 +11,17 @@ from torch import Tensor
 
 from vitrail.data.decode import Jpeg, open_image, upright
 from vitrail.data.inputs import Item, file_item
-from vitrail.errors import DataError
+from vitrail.errors import ConfigError, DataError
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
 
 def listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    """Give one image as a list of it, and others as they are."""
+    """Give one image as a list of it, and others as they are; raises `ConfigError` for neither."""
     if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | Tensor):
         return [images]
+    if not isinstance(images, Iterable):
+        raise ConfigError(f"images is {images!r}; it should be one image, or several in a list")
     return images
 
 

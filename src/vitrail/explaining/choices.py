@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vitrail.errors import ConfigError, check_range, nearest
+from vitrail.errors import ConfigError, check_counts, is_whole, nearest
 from vitrail.explaining.attention import Layer
 from vitrail.explaining.hiding import Fill
 from vitrail.model.config import ViTConfig
@@ -65,7 +65,8 @@ def ask(
         if queries is not None:
             raise ConfigError('layer "pool" has a query of its own; leave queries out')
         asked = []
-    picked = Asked(
+    check_counts(batch_size=batch_size)
+    return Asked(
         method=method,  # type: ignore[arg-type]
         target=pick_target(target, labels),
         layers=tuple(blocks),
@@ -75,8 +76,6 @@ def ask(
         fill=fill,  # type: ignore[arg-type]
         batch_size=batch_size,
     )
-    check_range(picked, "batch_size", 1)
-    return picked
 
 
 def pick_layers(
@@ -163,6 +162,8 @@ def pick_target(target: str | int | None, labels: Sequence[str]) -> int | None:
             f'there is no class "{target}".{nearest(target, labels)} A class is named, or counted '
             f"from 0 to {len(labels) - 1}"
         )
+    if not isinstance(target, str) and not is_whole(target):
+        raise ConfigError(f"target is {target!r}; it should be a class by its name or its index")
     if not 0 <= int(target) < len(labels):
         raise ConfigError(f"there is no class {target}: the classes are 0 to {len(labels) - 1}")
     return int(target)
@@ -178,12 +179,12 @@ def _some(name: str, values: Sequence[Any]) -> Sequence[Any]:
 
 def _counted(name: str, number: object, count: int) -> int:
     """Give a number from 0 to below `count`; below 0 it counts from the end."""
-    if type(number) is not int or not -count <= number < count:
+    if not is_whole(number) or not -count <= number < count:
         raise ConfigError(
-            f"there is no {name} {number}: the {name}s are 0 to {count - 1}, or -{count} to -1 "
+            f"there is no {name} {number!r}: the {name}s are 0 to {count - 1}, or -{count} to -1 "
             "from the end"
         )
-    return number % count
+    return int(number) % count
 
 
 def _place(query: Any) -> tuple[int, int]:

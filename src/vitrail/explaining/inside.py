@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, check_counts
 from vitrail.explaining.attention import Layer, watching, weights
 from vitrail.model import positions
 from vitrail.model.vit import ViT
@@ -97,8 +97,7 @@ def position_similarity(model: ViT) -> np.ndarray:
 @torch.no_grad()
 def patch_filters(model: ViT, count: int = 28) -> Filters:
     """Give the first principal components of what tokens read in a patch (ViT, figure 7)."""
-    if count < 1:
-        raise ConfigError(f"count is {count}; it should be 1 or more")
+    check_counts(count=count)
     filters = model.patch_embed.proj.weight.float()
     _, spread, components = torch.linalg.svd(
         filters.flatten(1) - filters.flatten(1).mean(dim=0), full_matrices=False

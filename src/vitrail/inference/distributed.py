@@ -17,7 +17,7 @@ from typing import Any
 
 from vitrail.data.inputs import Item, inputs
 from vitrail.data.progress import Counter
-from vitrail.errors import ConfigError, OutputError
+from vitrail.errors import ConfigError, OutputError, check_counts
 from vitrail.inference.cluster import Claim, claim, connected
 from vitrail.inference.embed import Kind
 from vitrail.inference.part_worker import Job, Worker
@@ -50,10 +50,9 @@ class Cluster:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("part_images", "batch_size", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it should be 1 or more")
+        check_counts(batch_size=self.batch_size, threads=self.threads)
+        if self.part_images is not None:
+            check_counts(part_images=self.part_images)
         if self.size % self.batch_size:
             low = self.size - self.size % self.batch_size
             near = " and ".join(str(n) for n in (low, low + self.batch_size) if n)

@@ -10,7 +10,7 @@ from vitrail.data.images import ImageLike, items_of, listed
 from vitrail.data.inputs import Item
 from vitrail.engines.build import torch_engine
 from vitrail.engines.torch_engine import TorchEngine, check_finite
-from vitrail.errors import ConfigError, DataError, nearest
+from vitrail.errors import ConfigError, DataError, is_whole, nearest
 from vitrail.inference.runner import outputs
 from vitrail.model.checks import check_layer
 from vitrail.model.vit import Tokens
@@ -56,7 +56,16 @@ def embed(
         for item, reason in part.bad:
             raise DataError(f"{item.name} cannot be embedded: {reason}")
         parts.append(part.vectors)
-    return np.concatenate(parts) if parts else np.empty((0, bundle.model.config.width), np.float32)
+    return np.concatenate(parts) if parts else none_of(runs, tokens, layer)
+
+
+def none_of(engine: TorchEngine, tokens: Kind = "pooled", layer: int | None = None) -> np.ndarray:
+    """Give the embeddings of no image, 0 D or 0 N D, as long as those of any other."""
+    preprocess = engine.preprocess
+    blank = np.zeros((*preprocess.size, preprocess.channels), np.uint8)
+    item = Item("blank", lambda: blank, in_memory=True)
+    (found,) = embedded(engine, [item], tokens, layer)
+    return found.vectors[:0]
 
 
 def embedded(
@@ -89,12 +98,17 @@ def _taker(engine: TorchEngine, tokens: str, layer: int | None) -> Callable[[Ten
     if tokens not in get_args(Kind):
         raise ConfigError(
             f'there are no tokens "{tokens}", but {", ".join(get_args(Kind))}.'
-            f"{nearest(tokens, get_args(Kind))}"
+            f"{nearest(str(tokens), get_args(Kind))}"
         )
     if tokens == "class" and not config.class_token:
         raise ConfigError("this model has no class token: take pooled, mean or patches")
+<<<<<<< HEAD
     if layer is not None:
         check_layer(layer, config.depth)
+=======
+    if layer is not None and not (is_whole(layer) and -config.depth <= layer < config.depth):
+        raise ConfigError(f"there is no layer {layer!r}: the blocks are 0 to {config.depth - 1}")
+>>>>>>> w-pages6
     of_tokens: dict[str, Callable[[Tokens], Tensor]] = {
         "pooled": model.pool,
         "class": lambda found: found.prefix[:, 0],

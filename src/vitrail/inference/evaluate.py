@@ -10,10 +10,15 @@ from torch import Tensor
 
 from vitrail.data.loader import Loader
 from vitrail.data.sources import BadFile, Source, path_of
+<<<<<<< HEAD
 from vitrail.engines.build import engine
 from vitrail.engines.torch_engine import check_finite
 from vitrail.errors import ConfigError, DataError
 from vitrail.inference.answering import Answers, source_answers
+=======
+from vitrail.engines.torch_engine import check_finite, pick_device
+from vitrail.errors import ConfigError, DataError, check_counts
+>>>>>>> w-pages6
 from vitrail.inference.calibration import best_temperature, calibration_error
 from vitrail.inference.details import Details, examine
 from vitrail.inference.measures import (
@@ -131,6 +136,7 @@ def score(
 def evaluation_loader(bundle: Bundle, source: Source, batch_size: int, threads: int) -> Loader:
     """Give a loader of labelled images, all of whose classes the bundle knows."""
     check_classes(bundle, source)
+    check_counts(batch_size=batch_size, threads=threads)
     return Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
 
 
@@ -160,8 +166,13 @@ def joined(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -> 
         names,
         places,
         tuple(path_of(source, i) for i in places.tolist()),
+<<<<<<< HEAD
         np.concatenate([part.sides for part in read]),
         tuple(bad.values()),
+=======
+        np.concatenate([part.sides for part in parts]),
+        tuple(bad[index] for index in sorted(bad)),  # threads find them in any order
+>>>>>>> w-pages6
     )
 
 

@@ -4,11 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vitrail.data.inputs import Item
 from vitrail.engines.build import engine, torch_engine
-from vitrail.inference.embed import Embedded, Kind, embedded
+from vitrail.inference.embed import Embedded, Kind, embedded, none_of
 from vitrail.inference.embedding_files import embeddings_writer
 from vitrail.inference.parts import Fill, Written
 from vitrail.inference.predict import Prediction, batches
@@ -61,8 +59,12 @@ def embedder(
     **how: Any,
 ) -> Fill:
     """Give what writes embeddings as parquet; what cannot be read has no row."""
+<<<<<<< HEAD
     runs = torch_engine(bundle, dtype, device, merge)
     blank = np.zeros((*bundle.preprocess.size, bundle.preprocess.channels), np.uint8)
+=======
+    runs = torch_engine(bundle, dtype, device)
+>>>>>>> w-pages6
 
     def fill(items: Iterable[Item], path: Path) -> Written:
         images, shape = 0, ()
@@ -75,9 +77,7 @@ def embedder(
                     shape = batch.vectors.shape[1:]
                     write(batch)
             if not shape:  # a part without a row has the columns of the others
-                item = Item("blank", lambda: blank, in_memory=True)
-                (batch,) = embedded(runs, [item], tokens, layer)
-                write(Embedded([], batch.vectors[:0], []))
+                write(Embedded([], none_of(runs, tokens, layer), []))
         return Written(images, len(bad), shape, tuple(bad))
 
     return fill

@@ -10,7 +10,7 @@ from vitrail.data.images import ImageLike, items_of, listed
 from vitrail.data.inputs import Item
 from vitrail.engines.build import Engine, engine
 from vitrail.engines.torch_engine import check_finite
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, check_counts
 from vitrail.inference.runner import Outputs, outputs
 from vitrail.weights.bundle import Bundle
 
@@ -84,8 +84,7 @@ def check_answers(bundle: Bundle, top: int) -> None:
     """Raise `ConfigError` for a model that has no classes, or a number of them that is none."""
     if not bundle.labels:
         raise ConfigError("this model has no classes to answer with: it gives features (classes 0)")
-    if top < 1:
-        raise ConfigError(f"top is {top}; it should be 1 or more")
+    check_counts(top=top)
 
 
 def batches(

@@ -10,7 +10,13 @@ from torch import Tensor
 from vitrail.data.inputs import Item
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.stream import decoded
+<<<<<<< HEAD
 from vitrail.errors import ConfigError
+=======
+from vitrail.engines.torch_engine import TorchEngine
+from vitrail.errors import check_counts
+from vitrail.model.vit import ViT
+>>>>>>> w-pages6
 
 
 class Outputs(NamedTuple):
@@ -35,9 +41,7 @@ def outputs(
     Decoding goes on in threads while `compute` runs, three batches ahead at most, so that `items`
     may be longer than memory. A GPU is given its next batch before the last one is fetched.
     """
-    for name, value in (("batch_size", batch_size), ("threads", threads)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it should be 1 or more")
+    check_counts(batch_size=batch_size, threads=threads)
     on_gpu = device.type == "cuda"
     ahead = decoded(items, preprocess, batch_size, threads=threads, pinned=on_gpu)
     running: deque[Outputs] = deque()

@@ -10,8 +10,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vitrail.data.inputs import Item, check, inputs
+<<<<<<< HEAD
 from vitrail.errors import ConfigError
 from vitrail.model.checks import check_merge
+=======
+from vitrail.errors import ConfigError, check_counts
+>>>>>>> w-pages6
 from vitrail.training.recipe import same_source
 from vitrail.verbs.over_ray import check_flags, embed_over_ray, images_of, predict_over_ray
 from vitrail.verbs.words import Device, Dtype, Images, Output, Split, Text, as_json
@@ -112,8 +116,8 @@ class Embed:
             raise ConfigError("say what for: -o FILE, --neighbours K or --probe")
         if keep and self.tokens == "patches":
             raise ConfigError("patches are many vectors an image: compare pooled, class or mean")
-        if self.neighbours is not None and self.neighbours < 1:
-            raise ConfigError(f"neighbours is {self.neighbours}; it should be 1 or more")
+        if self.neighbours is not None:
+            check_counts(neighbours=self.neighbours)
         if not -1 <= self.threshold <= 1:
             raise ConfigError(f"threshold is {self.threshold}; a cosine is from -1 to 1")
         if self.ray is not None:

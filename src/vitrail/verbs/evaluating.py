@@ -8,8 +8,12 @@ from typing import Any
 
 from vitrail.data.address import located, parse
 from vitrail.data.storage import exists
+<<<<<<< HEAD
 from vitrail.errors import ConfigError, DataError
 from vitrail.model.checks import check_merge
+=======
+from vitrail.errors import DataError, check_counts
+>>>>>>> w-pages6
 from vitrail.verbs.words import Device, Dtype, Output, Split, Text, as_json, split_as_in_run
 
 Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
@@ -41,10 +45,14 @@ class Eval:
         for model in filter(None, (self.model, self.against)):
             parse_origin(model)
         self._check_data()
+<<<<<<< HEAD
         for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it should be 1 or more")
         check_merge(self.merge)
+=======
+        check_counts(batch_size=self.batch_size, threads=self.threads)
+>>>>>>> w-pages6
         from vitrail.inference.evaluation_files import check_folder, check_predictions
 
         if self.predictions is not None:
