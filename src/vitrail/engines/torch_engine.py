@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from vitrail.data.aspect import OwnAspect
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import ConfigError, NonFiniteError
 from vitrail.model.checks import check_merge
@@ -22,7 +23,11 @@ class TorchEngine:
     name = "torch"
 
     def __init__(
-        self, model: ViT, preprocess: Preprocess, dtype: str = "float32", merge: int = 0
+        self,
+        model: ViT,
+        preprocess: Preprocess | OwnAspect,
+        dtype: str = "float32",
+        merge: int = 0,
     ) -> None:
         check_merge(merge)
         self.model, self.preprocess, self.dtype = model.eval(), preprocess, dtype

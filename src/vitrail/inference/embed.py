@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from torch import Tensor
 
+from vitrail.data.aspect import OwnAspect
 from vitrail.data.images import ImageLike, items_of, listed
 from vitrail.data.inputs import Item
 from vitrail.engines.build import torch_engine
@@ -38,16 +39,17 @@ def embed(
     dtype: str = "float32",
     threads: int = 2,
     merge: int = 0,
+    aspect: bool = False,
 ) -> np.ndarray:
     """Give the embeddings of one image or many, N D, in their order.
 
     `pooled` is what the head reads, `class` the class token, `mean` the patches' mean, `patches`
     every patch token, N P D; all after the final norm. `layer` is the block that they are taken
-    after, 0 the first, -1 the last, None the whole encoder; `merge` is as in `engine`. Raises
-    `DataError` for an image that cannot be read, `ConfigError` for tokens or a layer that the model
-    does not have, and `NonFiniteError` for a model whose weights are broken.
+    after, 0 the first, -1 the last, None the whole encoder; `merge` and `aspect` are as in
+    `engine`. Raises `DataError` for an image that cannot be read, `ConfigError` for tokens or a
+    layer that the model does not have, and `NonFiniteError` for one whose weights are broken.
     """
-    runs = torch_engine(bundle, dtype, device, merge)
+    runs = torch_engine(bundle, dtype, device, merge, aspect)
     found = embedded(
         runs, items_of(listed(images)), tokens, layer, batch_size=batch_size, threads=threads
     )
@@ -93,6 +95,11 @@ def _taker(engine: TorchEngine, tokens: str, layer: int | None) -> Callable[[Ten
         )
     if tokens == "class" and not config.class_token:
         raise ConfigError("this model has no class token: take pooled, mean or patches")
+    if tokens == "patches" and isinstance(engine.preprocess, OwnAspect):
+        raise ConfigError(
+            "images at their own aspect have grids of patches of many shapes: take pooled, class "
+            "or mean, or leave aspect out"
+        )
     if layer is not None:
         check_layer(layer, config.depth)
     of_tokens: dict[str, Callable[[Tokens], Tensor]] = {

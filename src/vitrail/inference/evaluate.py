@@ -99,14 +99,15 @@ def evaluate(
     dtype: str = "float32",
     threads: int = 2,
     merge: int = 0,
+    aspect: bool = False,
 ) -> Evaluation:
     """Answer for every image of `source` and measure the answers.
 
     Labels go by class name: raises `DataError` where the source has a class that the bundle
-    cannot answer. `merge` is as in `engine`.
+    cannot answer. `merge` and `aspect` are as in `engine`.
     """
     how = {"batch_size": batch_size, "device": device, "dtype": dtype, "threads": threads}
-    return score(bundle, source, **how, merge=merge).evaluation()
+    return score(bundle, source, **how, merge=merge, aspect=aspect).evaluation()
 
 
 def score(
@@ -118,11 +119,12 @@ def score(
     dtype: str = "float32",
     threads: int = 2,
     merge: int = 0,
+    aspect: bool = False,
     seen: Callable[[int], None] = lambda count: None,
 ) -> Scored:
     """Answer for every image of `source`; raises as `evaluate` does. `seen` hears of each batch."""
     check_classes(bundle, source)
-    runs = engine(bundle, dtype=dtype, device=device, merge=merge)
+    runs = engine(bundle, dtype=dtype, device=device, merge=merge, aspect=aspect)
     found = source_answers(runs, source, batch_size, threads, seen)
     check_finite(found.scores)
     return joined([found], source, bundle.labels)

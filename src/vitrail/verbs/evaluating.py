@@ -31,6 +31,7 @@ class Eval:
     device: Device = "auto"
     dtype: Dtype = "float32"
     merge: int = 0  # patches that each block merges into others: faster, less exact
+    aspect: bool = False  # each image at its own aspect, in about as many patches
     json: bool = False  # print one JSON document
 
     def run(self) -> int:
@@ -43,6 +44,10 @@ class Eval:
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it should be 1 or more")
         check_merge(self.merge)
+        if self.aspect and self.corruptions:
+            raise ConfigError(
+                "--corruptions are of images in one shape: leave them or --aspect out"
+            )
         from vitrail.inference.evaluation_files import check_folder, check_predictions
 
         if self.predictions is not None:
@@ -102,7 +107,7 @@ class Eval:
             write_predictions(scored, self.predictions)
         if self.output is not None:
             values |= {"model": self.model, "data": self.data, "data_options": how}
-            values["merge"] = self.merge
+            values |= {"merge": self.merge, "aspect": self.aspect}
             write_evaluation(values, scored, self.output)
         return 2 if found.failed else 0
 
@@ -134,4 +139,9 @@ class Eval:
 
     def _runs(self) -> dict[str, Any]:
         how = {"batch_size": self.batch_size, "threads": self.threads}
-        return how | {"device": self.device, "dtype": self.dtype, "merge": self.merge}
+        return how | {
+            "device": self.device,
+            "dtype": self.dtype,
+            "merge": self.merge,
+            "aspect": self.aspect,
+        }
