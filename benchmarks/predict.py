@@ -62,7 +62,8 @@ def one_round(
     engine: Engine, labels: tuple[str, ...], items: list[Item], threads: int, whole_first: bool
 ) -> Round:
     """Answer for the images both ways."""
-    pixels = [part.images for part in decoded(items, engine.preprocess, BATCH, threads=threads)]
+    parts = decoded(items, engine.preprocess, BATCH, threads=threads)
+    pixels = [stack.images for part in parts for stack in part.stacks]
     count = sum(map(len, pixels))
 
     def whole() -> None:
@@ -117,7 +118,7 @@ def main() -> None:
     bundle = vitrail.Bundle(model=model, preprocess=preprocess, labels=labels)
     engine = vitrail.engine(bundle, dtype=given.dtype, device="cpu")
     items = list(islice(inputs([given.data]), given.images))
-    engine.run(next(decoded(items, preprocess, BATCH)).images)  # everything is warm
+    engine.run(next(decoded(items, preprocess, BATCH)).stacks[0].images)  # everything is warm
     each = -(-len(items) // given.rounds)
     rounds = []
     for number in range(given.rounds):

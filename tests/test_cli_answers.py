@@ -91,9 +91,33 @@ def test_the_same_command_again_has_nothing_to_do_and_another_one_is_refused(
     assert other.code == 2 and "with top 5, not 1" in other.err
     other = say(*words, "--merge", 2)
     assert other.code == 2 and "with merge 0, not 2" in other.err
+    other = say(*words, "--aspect")
+    assert other.code == 2 and "with aspect False, not True" in other.err
     other = say("predict", "nano", "photos", "--format", "csv", "-o", "a.csv")
     assert other.code == 2 and "by another model" in other.err
     assert Path("a.csv").read_bytes() == first
+
+
+def test_images_of_many_shapes_are_answered_for_in_their_order(trained: Path, say: Say) -> None:
+    draws = np.random.default_rng(0)
+    Path("shapes").mkdir()
+    for i in range(11):
+        pixels = draws.integers(0, 256, (60 + 40 * (i % 3), 100, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"shapes/{i:02}.png")
+    words = ["predict", trained, "shapes", "--aspect"]
+
+    said = say(*words, "--batch-size", 2, "-o", "a.jsonl")
+    alone = [
+        json.loads(say(*words[:2], f"shapes/{i:02}.png", "--aspect", "--json").out)[0]
+        for i in range(11)
+    ]
+
+    rows = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert said.code == 0 and [row["path"] for row in rows] == [row["path"] for row in alone]
+    for row, wanted in zip(rows, alone, strict=True):
+        assert row["top"][0]["index"] == wanted["top"][0]["index"]
+        # A batch of two and of one differ in the last bits of float32.
+        assert row["top"][0]["probability"] == pytest.approx(wanted["top"][0]["probability"], 1e-4)
 
 
 @pytest.mark.slow
@@ -190,6 +214,7 @@ def test_embed_takes_images_without_labels(trained: Path, say: Say) -> None:
         ("photos -o a.txt", ".parquet or .npy"),
         ("*.gif -o a.npy", 'no file "*.gif"'),
         ("photos -o a.npy --layer 7", "no layer 7"),
+        ("photos -o a.npy --tokens patches --aspect", "as many as each has"),
     ],
 )
 def test_embed_refuses_what_it_cannot_do(words: str, told: str, trained: Path, say: Say) -> None:
@@ -224,6 +249,7 @@ def test_eval_compares_corrupts_and_writes(trained: Path, say: Say) -> None:
         ("photos --against nano", 2, "that nano does not know"),
         ("photos --predictions no/rows.csv", 5, "there is no folder"),
         ("photos --split test", 2, "has no split test, only train and val"),
+        ("photos --aspect --corruptions", 2, "--corruptions are of images in one shape"),
         ("photos --merge -1", 2, "merge is -1; it should be a whole number of patches"),
     ],
 )

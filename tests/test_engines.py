@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_an_engine_does_not_train(bundle: Bundle) -> None:
     ],
 )
 def test_an_engine_that_is_not_here_is_refused(
-    bundle: Bundle, how: dict[str, str], told: str
+    bundle: Bundle, how: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         engine(bundle, **how)

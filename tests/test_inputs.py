@@ -157,7 +157,9 @@ def test_a_stream_keeps_the_order_and_the_pixels(threads: int, batch_size: int) 
     batches = list(decoded(items(23), GREY, batch_size, threads=threads))
 
     assert [item.name for batch in batches for item in batch.items] == [str(i) for i in range(23)]
-    assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].tolist() == list(range(23))
+    assert torch.cat([s.images for b in batches for s in b.stacks])[:, 0, 0, 0].tolist() == [
+        *range(23)
+    ]
     assert [len(batch.items) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
 
 
@@ -185,9 +187,9 @@ def test_bad_files_of_every_kind_have_a_reason_in_their_place() -> None:
     missing = [(part, e) for part, e in zip(told, found, strict=True) if part not in (e or "")]
     assert missing == []
     assert [error is None for error in found] == [not part for part in told]
-    assert [len(batch.images) for batch in batches] == [1, 0, 1]
+    assert [[len(s.images) for s in batch.stacks] for batch in batches] == [[1], [], [1]]
     assert grey_of(good) == 3
-    assert all((batch.images == 3).all() for batch in batches)
+    assert all((stack.images == 3).all() for batch in batches for stack in batch.stacks)
 
 
 def test_four_batches_at_most_live_at_once_however_long_the_stream(

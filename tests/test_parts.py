@@ -258,9 +258,22 @@ def test_parts_are_whole_batches() -> None:
 def test_what_is_there_needs_no_cluster(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     (tmp_path / "b.png").write_bytes(b"broken")
-    how = {"form": "jsonl", "top": 5, "name": "auto", "dtype": "float32", "merge": 0}
+    how = {
+        "form": "jsonl",
+        "top": 5,
+        "name": "auto",
+        "dtype": "float32",
+        "merge": 0,
+        "aspect": False,
+    }
     made_by = {"command": "predict", "format": "jsonl", "top": 5, "engine": "auto"}
-    made_by |= {"dtype": "float32", "merge": 0, "part_images": 64, "model": bundle.digest()}
+    made_by |= {
+        "dtype": "float32",
+        "merge": 0,
+        "aspect": False,
+        "part_images": 64,
+        "model": bundle.digest(),
+    }
     items = list(inputs([str(tmp_path)]))
     (part,) = ranges(items, 64)
     parts = Parts(folder=tmp_path / "answers", suffix=".jsonl", made_by=made_by)

@@ -5,6 +5,7 @@ from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from time import monotonic
 from types import TracebackType
+from typing import Any
 from weakref import finalize
 
 import numpy as np
@@ -16,9 +17,9 @@ _PATIENCE = 2.0  # seconds for all samples in hand when the threads are sent hom
 
 
 class Work:
-    """A batch in the making: `rows`, and how many of them are still to be filled."""
+    """A batch in the making: `rows` of any kind, and how many of them are still to be filled."""
 
-    def __init__(self, places: np.ndarray, rows: np.ndarray, draws: np.ndarray | None) -> None:
+    def __init__(self, places: np.ndarray, rows: Any, draws: np.ndarray | None) -> None:
         self.places, self.rows, self.draws = places, rows, draws
         self.left = 0
         self.done = Event()

@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vitrail.data.aspect import OwnAspect
 from vitrail.data.preprocess import Preprocess
 from vitrail.engines.torch_engine import TorchEngine, pick_device
 from vitrail.errors import ConfigError, nearest
@@ -26,7 +27,7 @@ class Engine(Protocol):
     @property
     def device(self) -> torch.device: ...
     @property
-    def preprocess(self) -> Preprocess: ...
+    def preprocess(self) -> Preprocess | OwnAspect: ...
     def run(self, images: Tensor) -> Tensor: ...
 
 
@@ -37,26 +38,35 @@ def engine(
     *,
     device: str = "auto",
     merge: int = 0,
+    aspect: bool = False,
 ) -> Engine:
     """Build the engine `name` for a bundle; `auto` is the fastest one that is here.
 
     `dtype` is float32, bfloat16 or float16; `auto` is bfloat16 on a GPU that multiplies it and
     float32 elsewhere. `merge` is how many patches each block merges into others, which is faster
-    and less exact. Raises `ConfigError` for an engine, dtype or device that there is not.
+    and less exact. With `aspect` its `preprocess` leaves every image its own aspect. Raises
+    `ConfigError` for an engine, dtype or device that there is not.
     """
     if name not in ("auto", *ENGINES):
         raise ConfigError(
             f'there is no engine "{name}", but {", ".join(ENGINES)}.{nearest(name, ENGINES)}'
         )
-    return torch_engine(bundle, dtype, device, merge)
+    return torch_engine(bundle, dtype, device, merge, aspect)
 
 
 def torch_engine(
-    bundle: Bundle, dtype: str = "auto", device: str = "auto", merge: int = 0
+    bundle: Bundle,
+    dtype: str = "auto",
+    device: str = "auto",
+    merge: int = 0,
+    aspect: bool = False,
 ) -> TorchEngine:
     """Build torch's engine, the one that gives tokens of any layer too."""
     where = pick_device(device)
     if dtype == "auto":
         fast = where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if fast else "float32"
-    return TorchEngine(bundle.model.to(where), bundle.preprocess, dtype, merge)
+    preprocess: Preprocess | OwnAspect = bundle.preprocess
+    if aspect:
+        preprocess = OwnAspect(plain=bundle.preprocess, patch=bundle.model.config.patch_size)
+    return TorchEngine(bundle.model.to(where), preprocess, dtype, merge)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from vitrail.data.aspect import OwnAspect
 from vitrail.data.preprocess import Preprocess
 from vitrail.engines.packed import packed
 from vitrail.errors import ConfigError, NonFiniteError
@@ -28,7 +29,7 @@ class TorchEngine:
     def __init__(
         self,
         model: ViT,
-        preprocess: Preprocess,
+        preprocess: Preprocess | OwnAspect,
         dtype: str = "float32",
         merge: int = 0,
         *,
@@ -41,7 +42,8 @@ class TorchEngine:
         model.eval()
         twin = None
         if packs and self.device.type == "cpu" and dtype != "float16":
-            twin = packed(model, preprocess, getattr(torch, dtype))
+            plain = preprocess.plain if isinstance(preprocess, OwnAspect) else preprocess
+            twin = packed(model, plain, getattr(torch, dtype))
         self.is_packed, self.model = twin is not None, twin or model
 
     def run(self, images: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ def predict_parts(
     engine: str = "auto",
     dtype: str = "float32",
     merge: int = 0,
+    aspect: bool = False,
     cluster: Cluster = Cluster(),  # frozen
 ) -> Written:
     """Write the answers for a list of images as parts of a folder; says what came of all of them.
@@ -88,7 +89,7 @@ def predict_parts(
     check_answers(bundle, top)
     if form not in _FORMS:
         raise ConfigError(f'parts are {", ".join(_FORMS)}, and not "{form}"')
-    how = {"top": top, "dtype": dtype, "merge": merge}
+    how = {"top": top, "dtype": dtype, "merge": merge, "aspect": aspect}
     made_by = {"command": "predict", "format": form, "engine": engine, **how}
     how |= {"form": form, "name": engine}
     return _written(bundle, images, folder, f".{form}", partial(predictor, **how), made_by, cluster)
@@ -103,10 +104,17 @@ def embed_parts(
     layer: int | None = None,
     dtype: str = "float32",
     merge: int = 0,
+    aspect: bool = False,
     cluster: Cluster = Cluster(),  # frozen
 ) -> Written:
     """Write the embeddings of a list of images as parquet, as `predict_parts` writes answers."""
-    how: dict[str, Any] = {"tokens": tokens, "layer": layer, "dtype": dtype, "merge": merge}
+    how: dict[str, Any] = {
+        "tokens": tokens,
+        "layer": layer,
+        "dtype": dtype,
+        "merge": merge,
+        "aspect": aspect,
+    }
     made_by = {"command": "embed", **how}
     return _written(bundle, images, folder, ".parquet", partial(embedder, **how), made_by, cluster)
 

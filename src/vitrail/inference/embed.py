@@ -6,11 +6,12 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from torch import Tensor
 
+from vitrail.data.aspect import OwnAspect
 from vitrail.data.images import ImageLike, items_of, listed
 from vitrail.data.inputs import Item
 from vitrail.engines.build import torch_engine
 from vitrail.engines.torch_engine import TorchEngine, check_finite
-from vitrail.errors import ConfigError, DataError, is_whole, nearest
+from vitrail.errors import ConfigError, DataError, nearest
 from vitrail.inference.runner import outputs
 from vitrail.model.checks import check_layer
 from vitrail.model.vit import Tokens
@@ -38,16 +39,17 @@ def embed(
     dtype: str = "float32",
     threads: int = 2,
     merge: int = 0,
+    aspect: bool = False,
 ) -> np.ndarray:
     """Give the embeddings of one image or many, N D, in their order.
 
     `pooled` is what the head reads, `class` the class token, `mean` the patches' mean, `patches`
     every patch token, N P D; all after the final norm. `layer` is the block that they are taken
-    after, 0 the first, -1 the last, None the whole encoder; `merge` is as in `engine`. Raises
-    `DataError` for an image that cannot be read, `ConfigError` for tokens or a layer that the model
-    does not have, and `NonFiniteError` for a model whose weights are broken.
+    after, 0 the first, -1 the last, None the whole encoder; `merge` and `aspect` are as in
+    `engine`. Raises `DataError` for an image that cannot be read, `ConfigError` for tokens or a
+    layer that the model does not have, and `NonFiniteError` for one whose weights are broken.
     """
-    runs = torch_engine(bundle, dtype, device, merge)
+    runs = torch_engine(bundle, dtype, device, merge, aspect)
     found = embedded(
         runs, items_of(listed(images)), tokens, layer, batch_size=batch_size, threads=threads
     )
@@ -61,8 +63,9 @@ def embed(
 
 def none_of(engine: TorchEngine, tokens: Kind = "pooled", layer: int | None = None) -> np.ndarray:
     """Give the embeddings of no image, 0 D or 0 N D, as long as those of any other."""
-    preprocess = engine.preprocess
-    blank = np.zeros((*preprocess.size, preprocess.channels), np.uint8)
+    plain = engine.preprocess
+    plain = plain.plain if isinstance(plain, OwnAspect) else plain
+    blank = np.zeros((*plain.size, plain.channels), np.uint8)
     item = Item("blank", lambda: blank, in_memory=True)
     (found,) = embedded(engine, [item], tokens, layer)
     return found.vectors[:0]
@@ -102,13 +105,13 @@ def _taker(engine: TorchEngine, tokens: str, layer: int | None) -> Callable[[Ten
         )
     if tokens == "class" and not config.class_token:
         raise ConfigError("this model has no class token: take pooled, mean or patches")
-<<<<<<< HEAD
+    if tokens == "patches" and isinstance(engine.preprocess, OwnAspect):
+        raise ConfigError(
+            "images at their own aspect have grids of patches of many shapes: take pooled, class "
+            "or mean, or leave aspect out"
+        )
     if layer is not None:
         check_layer(layer, config.depth)
-=======
-    if layer is not None and not (is_whole(layer) and -config.depth <= layer < config.depth):
-        raise ConfigError(f"there is no layer {layer!r}: the blocks are 0 to {config.depth - 1}")
->>>>>>> w-pages6
     of_tokens: dict[str, Callable[[Tokens], Tensor]] = {
         "pooled": model.pool,
         "class": lambda found: found.prefix[:, 0],

@@ -10,15 +10,10 @@ from torch import Tensor
 
 from vitrail.data.loader import Loader
 from vitrail.data.sources import BadFile, Source, path_of
-<<<<<<< HEAD
 from vitrail.engines.build import engine
 from vitrail.engines.torch_engine import check_finite
-from vitrail.errors import ConfigError, DataError
-from vitrail.inference.answering import Answers, source_answers
-=======
-from vitrail.engines.torch_engine import check_finite, pick_device
 from vitrail.errors import ConfigError, DataError, check_counts
->>>>>>> w-pages6
+from vitrail.inference.answering import Answers, source_answers
 from vitrail.inference.calibration import best_temperature, calibration_error
 from vitrail.inference.details import Details, examine
 from vitrail.inference.measures import (
@@ -104,14 +99,15 @@ def evaluate(
     dtype: str = "float32",
     threads: int = 2,
     merge: int = 0,
+    aspect: bool = False,
 ) -> Evaluation:
     """Answer for every image of `source` and measure the answers.
 
     Labels go by class name: raises `DataError` where the source has a class that the bundle
-    cannot answer. `merge` is as in `engine`.
+    cannot answer. `merge` and `aspect` are as in `engine`.
     """
     how = {"batch_size": batch_size, "device": device, "dtype": dtype, "threads": threads}
-    return score(bundle, source, **how, merge=merge).evaluation()
+    return score(bundle, source, **how, merge=merge, aspect=aspect).evaluation()
 
 
 def score(
@@ -123,11 +119,12 @@ def score(
     dtype: str = "float32",
     threads: int = 2,
     merge: int = 0,
+    aspect: bool = False,
     seen: Callable[[int], None] = lambda count: None,
 ) -> Scored:
     """Answer for every image of `source`; raises as `evaluate` does. `seen` hears of each batch."""
     check_classes(bundle, source)
-    runs = engine(bundle, dtype=dtype, device=device, merge=merge)
+    runs = engine(bundle, dtype=dtype, device=device, merge=merge, aspect=aspect)
     found = source_answers(runs, source, batch_size, threads, seen)
     check_finite(found.scores)
     return joined([found], source, bundle.labels)
@@ -166,13 +163,8 @@ def joined(parts: Sequence[Answers], source: Source, names: tuple[str, ...]) -> 
         names,
         places,
         tuple(path_of(source, i) for i in places.tolist()),
-<<<<<<< HEAD
         np.concatenate([part.sides for part in read]),
-        tuple(bad.values()),
-=======
-        np.concatenate([part.sides for part in parts]),
         tuple(bad[index] for index in sorted(bad)),  # threads find them in any order
->>>>>>> w-pages6
     )
 
 

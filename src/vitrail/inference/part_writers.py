@@ -24,10 +24,11 @@ def predictor(
     dtype: str,
     device: str,
     merge: int = 0,
+    aspect: bool = False,
     **how: Any,
 ) -> Fill:
     """Give what writes predictions as `csv`, `jsonl` or `parquet`, by the engine called `name`."""
-    runs = engine(bundle, name, dtype, device=device, merge=merge)
+    runs = engine(bundle, name, dtype, device=device, merge=merge, aspect=aspect)
 
     def fill(items: Iterable[Item], path: Path) -> Written:
         rows = [row for batch in batches(runs, bundle.labels, items, top, **how) for row in batch]
@@ -56,15 +57,11 @@ def embedder(
     dtype: str,
     device: str,
     merge: int = 0,
+    aspect: bool = False,
     **how: Any,
 ) -> Fill:
     """Give what writes embeddings as parquet; what cannot be read has no row."""
-<<<<<<< HEAD
-    runs = torch_engine(bundle, dtype, device, merge)
-    blank = np.zeros((*bundle.preprocess.size, bundle.preprocess.channels), np.uint8)
-=======
-    runs = torch_engine(bundle, dtype, device)
->>>>>>> w-pages6
+    runs = torch_engine(bundle, dtype, device, merge, aspect)
 
     def fill(items: Iterable[Item], path: Path) -> Written:
         images, shape = 0, ()

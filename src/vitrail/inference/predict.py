@@ -47,15 +47,16 @@ def predict(
     dtype: str = "float32",
     threads: int = 2,
     merge: int = 0,
+    aspect: bool = False,
 ) -> list[Prediction]:
     """Answer for one image or many, in their order.
 
     Images are paths, bytes, PIL images, numpy arrays (H W C, uint8) or tensors (C H W, uint8). One
-    that cannot be read has an error in its place, and the others are answered. `merge` is as in
-    `engine`.
+    that cannot be read has an error in its place, and the others are answered. `merge` and
+    `aspect` are as in `engine`.
     """
     how = {"batch_size": batch_size, "device": device, "dtype": dtype, "threads": threads}
-    return list(stream(bundle, listed(images), top, **how, merge=merge))
+    return list(stream(bundle, listed(images), top, **how, merge=merge, aspect=aspect))
 
 
 def stream(
@@ -68,13 +69,14 @@ def stream(
     dtype: str = "float32",
     threads: int = 2,
     merge: int = 0,
+    aspect: bool = False,
 ) -> Iterator[Prediction]:
     """Answer one by one, as `predict`: the list of images may be longer than memory, or endless.
 
     Up to three batches are read ahead of the one that is answered.
     """
     check_answers(bundle, top)
-    found = engine(bundle, dtype=dtype, device=device, merge=merge)
+    found = engine(bundle, dtype=dtype, device=device, merge=merge, aspect=aspect)
     items = items_of(images)
     for batch in batches(found, bundle.labels, items, top, batch_size=batch_size, threads=threads):
         yield from batch

@@ -1,22 +1,18 @@
 """What is computed over batches of images: a stream without an end."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vitrail.data.aspect import OwnAspect
 from vitrail.data.inputs import Item
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.stacks import Stack
 from vitrail.data.stream import decoded
-<<<<<<< HEAD
-from vitrail.errors import ConfigError
-=======
-from vitrail.engines.torch_engine import TorchEngine
 from vitrail.errors import check_counts
-from vitrail.model.vit import ViT
->>>>>>> w-pages6
 
 
 class Outputs(NamedTuple):
@@ -30,7 +26,7 @@ class Outputs(NamedTuple):
 def outputs(
     compute: Callable[[Tensor], Tensor],
     items: Iterable[Item],
-    preprocess: Preprocess,
+    preprocess: Preprocess | OwnAspect,
     device: torch.device,
     *,
     batch_size: int = 64,
@@ -46,13 +42,24 @@ def outputs(
     ahead = decoded(items, preprocess, batch_size, threads=threads, pinned=on_gpu)
     running: deque[Outputs] = deque()
     for batch in ahead:
-        values = compute(batch.images) if len(batch.images) else torch.empty(0)
+        values = _computed(compute, batch.stacks)
         running.append(Outputs(batch.items, batch.errors, values))
         del batch, values  # or the memory of a batch would be held while the next is in the making
         if len(running) > on_gpu:
             yield _fetched(running.popleft())
     while running:
         yield _fetched(running.popleft())
+
+
+def _computed(compute: Callable[[Tensor], Tensor], stacks: Sequence[Stack]) -> Tensor:
+    """Give the rows of all stacks, in the order of their images."""
+    if not stacks:
+        return torch.empty(0)
+    values = [compute(stack.images) for stack in stacks]
+    if len(values) == 1:
+        return values[0]
+    places = torch.tensor([place for stack in stacks for place in stack.places])
+    return torch.cat(values)[places.argsort().to(values[0].device)]
 
 
 def _fetched(found: Outputs) -> Outputs:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vitrail.errors import ConfigError, check_range
+from vitrail.errors import ConfigError, check_range, is_whole
 
 if TYPE_CHECKING:
     from vitrail.model.config import ViTConfig
@@ -40,8 +40,8 @@ def check_images(shape: tuple[int, ...], channels: int, patch: int) -> None:
 
 def check_layer(layer: int, depth: int) -> None:
     """Raise `ConfigError` for a block that a model of `depth` blocks does not have."""
-    if not -depth <= layer < depth:
-        raise ConfigError(f"there is no layer {layer}: the blocks are 0 to {depth - 1}")
+    if not (is_whole(layer) and -depth <= layer < depth):
+        raise ConfigError(f"there is no layer {layer!r}: the blocks are 0 to {depth - 1}")
 
 
 def check_merge(merge: int) -> None:

@@ -374,7 +374,7 @@ def _build(cls: type, table: Mapping[str, Any], where: str, **ready: Any) -> Any
                 raise ConfigError(f"{inner} is {value!r}; it should be a table, [{inner}]")
             values[name] = _build(hints[name], value, f"[{inner}]")  # type: ignore[arg-type]
         else:
-            holds_tuple = tuple in map(get_origin, (hints[name], *get_args(hints[name])))
+            holds_tuple = tuple in [get_origin(h) for h in (hints[name], *get_args(hints[name]))]
             values[name] = tuple(value) if holds_tuple and isinstance(value, list) else value
     try:
         return cls(**values)

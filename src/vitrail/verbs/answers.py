@@ -10,12 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vitrail.data.inputs import Item, check, inputs
-<<<<<<< HEAD
-from vitrail.errors import ConfigError
-from vitrail.model.checks import check_merge
-=======
 from vitrail.errors import ConfigError, check_counts
->>>>>>> w-pages6
+from vitrail.model.checks import check_merge
 from vitrail.training.recipe import same_source
 from vitrail.verbs.over_ray import check_flags, embed_over_ray, images_of, predict_over_ray
 from vitrail.verbs.words import Device, Dtype, Images, Output, Split, Text, as_json
@@ -37,6 +33,7 @@ class Predict:
     device: Device = "auto"
     dtype: Dtype = "float32"
     merge: int = 0  # patches that each block merges into others: faster, less exact
+    aspect: bool = False  # each image at its own aspect, in about as many patches
     ray: str | None = None  # a cluster: auto, HOST:PORT, or local; -o is a folder of parts then
     part_images: int | None = None  # with --ray: of a part, else 1024 and so many batches
     cores_per_model: int | None = None  # with --ray on CPUs, else all of the smallest machine
@@ -62,9 +59,11 @@ class Predict:
         check_output(form, self.output)
         bundle = load(self.model)
         check_answers(bundle, self.top)
-        runs = engine(bundle, self.engine, self.dtype, device=self.device, merge=self.merge)
+        on = {"device": self.device, "merge": self.merge, "aspect": self.aspect}
+        runs = engine(bundle, self.engine, self.dtype, **on)
         how = {"batch_size": self.batch_size, "threads": self.threads}
-        made_by = {"top": self.top, "engine": runs.name, "dtype": runs.dtype, "merge": self.merge}
+        made_by = {"top": self.top, "engine": runs.name, "dtype": runs.dtype}
+        made_by |= {"merge": self.merge, "aspect": self.aspect}
         items = inputs(self.images, self.image_column)
         if self.output is not None:
             made_by |= {"model": bundle.digest(), "image_column": self.image_column}
@@ -99,6 +98,7 @@ class Embed:
     device: Device = "auto"
     dtype: Dtype = "float32"
     merge: int = 0  # patches that each block merges into others: faster, less exact
+    aspect: bool = False  # each image at its own aspect, in about as many patches
     ray: str | None = None  # a cluster: auto, HOST:PORT, or local; -o is a folder of parts then
     part_images: int | None = None  # with --ray: of a part, else 1024 and so many batches
     cores_per_model: int | None = None  # with --ray on CPUs, else all of the smallest machine
@@ -116,6 +116,11 @@ class Embed:
             raise ConfigError("say what for: -o FILE, --neighbours K or --probe")
         if keep and self.tokens == "patches":
             raise ConfigError("patches are many vectors an image: compare pooled, class or mean")
+        if self.aspect and self.tokens == "patches":
+            raise ConfigError(
+                "patches of images at their own aspect are as many as each has: "
+                "take pooled, class or mean, or leave --aspect out"
+            )
         if self.neighbours is not None:
             check_counts(neighbours=self.neighbours)
         if not -1 <= self.threshold <= 1:
@@ -132,7 +137,7 @@ class Embed:
             check_file(self.output)
         bundle = load(self.model)
         items = self._items(bundle.origin)
-        engine = torch_engine(bundle, self.dtype, self.device, self.merge)
+        engine = torch_engine(bundle, self.dtype, self.device, self.merge, self.aspect)
         how = {"batch_size": self.batch_size, "threads": self.threads}
         batches = embedded(engine, items, self.tokens, self.layer, **how)
         found = insight(

@@ -8,12 +8,8 @@ from typing import Any
 
 from vitrail.data.address import located, parse
 from vitrail.data.storage import exists
-<<<<<<< HEAD
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, check_counts
 from vitrail.model.checks import check_merge
-=======
-from vitrail.errors import DataError, check_counts
->>>>>>> w-pages6
 from vitrail.verbs.words import Device, Dtype, Output, Split, Text, as_json, split_as_in_run
 
 Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
@@ -37,6 +33,7 @@ class Eval:
     device: Device = "auto"
     dtype: Dtype = "float32"
     merge: int = 0  # patches that each block merges into others: faster, less exact
+    aspect: bool = False  # each image at its own aspect, in about as many patches
     json: bool = False  # print one JSON document
 
     def run(self) -> int:
@@ -45,14 +42,12 @@ class Eval:
         for model in filter(None, (self.model, self.against)):
             parse_origin(model)
         self._check_data()
-<<<<<<< HEAD
-        for name, value in (("batch_size", self.batch_size), ("threads", self.threads)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it should be 1 or more")
-        check_merge(self.merge)
-=======
         check_counts(batch_size=self.batch_size, threads=self.threads)
->>>>>>> w-pages6
+        check_merge(self.merge)
+        if self.aspect and self.corruptions:
+            raise ConfigError(
+                "--corruptions are of images in one shape: leave them or --aspect out"
+            )
         from vitrail.inference.evaluation_files import check_folder, check_predictions
 
         if self.predictions is not None:
@@ -121,7 +116,8 @@ class Eval:
         if self.predictions is not None:
             write_predictions(scored, self.predictions)
         if self.output is not None:
-            values |= about(self.model, self.data, how) | {"merge": self.merge}
+            values |= about(self.model, self.data, how)
+            values |= {"merge": self.merge, "aspect": self.aspect}
             write_evaluation(values, scored, self.output)
         return 2 if found.failed else 0
 
@@ -153,4 +149,9 @@ class Eval:
 
     def _runs(self) -> dict[str, Any]:
         how = {"batch_size": self.batch_size, "threads": self.threads}
-        return how | {"device": self.device, "dtype": self.dtype, "merge": self.merge}
+        return how | {
+            "device": self.device,
+            "dtype": self.dtype,
+            "merge": self.merge,
+            "aspect": self.aspect,
+        }

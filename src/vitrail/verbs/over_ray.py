@@ -49,6 +49,7 @@ def predict_over_ray(flags: "Predict") -> int:
         engine=flags.engine,
         dtype=flags.dtype,
         merge=flags.merge,
+        aspect=flags.aspect,
         cluster=cluster,
     )
     print(f"{found.images:,} images, {found.failed:,} failed: {flags.output}", file=sys.stderr)
@@ -69,7 +70,7 @@ def embed_over_ray(flags: "Embed") -> int:
     cluster = _cluster(flags)
     bundle = load(flags.model)
     items = partial(_opened, flags.data, flags.split, images_of(flags, bundle.origin))
-    names = ("tokens", "layer", "dtype", "merge")
+    names = ("tokens", "layer", "dtype", "merge", "aspect")
     how: dict[str, Any] = {name: getattr(flags, name) for name in names}
     found = embed_parts(bundle, items, flags.output, **how, cluster=cluster)
     for path, reason in found.bad:
