@@ -10,10 +10,10 @@ better than a random order's, on average over images, with the standard error of
 heads, of the class token, or of the patches in a model without one. `paper` is relevance by the
 rule of Chefer, Gur & Wolf 2021, equations 5 and 6, of what the head reads; `relevance` departs from
 it, and `vitrail.explaining.relevance` says how and why: it was chosen on digits runs of other seeds
-and on other Caltech images than those below. The images are drawn from
-the held-out ones with seed 0. All maps of an image stand beside the same random orders, which run
-once. With --write a table is put into the file in place of the one that has the same name, beside
-the others.
+(on the same images) and on other Caltech images (of the same run) than those below. The images are
+drawn from the held-out ones with seed 0. All maps of an image stand beside the same random orders,
+which run once. With --write a table is put into the file in place of the one that has the same
+name, beside the others.
 """
 
 import argparse

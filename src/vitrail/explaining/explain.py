@@ -96,7 +96,8 @@ def explain(
       `(row, column)` of a patch ...
     - `rollout` (Abnar & Zuidema 2020): attention through all layers, of `queries`, else of what
       the head reads
-    - `relevance` (Chefer, Gur & Wolf 2021): attention weighted with its gradient, for `target`
+    - `relevance` (Chefer, Gur & Wolf 2021; Ali et al. 2022): attention weighted with its gradient,
+      for `target`
     - `occlusion` (Zeiler & Fergus 2014): windows of patches hidden, in grey or blurred (`fill`),
       for `target`
 

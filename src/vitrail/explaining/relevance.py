@@ -9,13 +9,13 @@ layer's attention and y the class's logit, what each query takes from each token
 and a token's relevance is the sum of its columns: over all queries, of all layers. That departs
 from the paper twice.
 
-- dy/dA is the conservative gradient of Ali et al. 2022 (`propagation`), as LRP is in the authors'
-  CVPR paper (arXiv:2012.09838): where softmax and LayerNorm saturate, the plain one has lost what
-  an answer is made of.
+- dy/dA is the conservative gradient of Ali et al. 2022 (`propagation`): the plain one says how the
+  logit would change, not what it is made of. LRP did the like in the authors' CVPR paper of the
+  same year (arXiv:2012.09838), by rules of its own for each layer.
 - The paper chains the layers, R = R + C R from R = 1 (equation 6), and reads the class token's row.
   But dy/dA at a query holds already what later layers make of it, and in a product of two C it
   stands twice. What a patch gives to others, for the class token to read there, all but vanishes
-  beside what it gives at once, and a temperature, which no answer depends on, changes the map. The
+  beside what it gives at once, and a temperature, which changes no answer, changes the map. The
   sum has neither fault. It too takes a token for its own patch in every layer.
 
 `benchmarks/faithfulness.py` measures both rules, docs/faithfulness.md has the figures. Axes as in
