@@ -117,7 +117,8 @@ class Eval:
             write_predictions(scored, self.predictions)
         if self.output is not None:
             values |= about(self.model, self.data, how)
-            values |= {"merge": self.merge, "aspect": self.aspect}
+            values |= {"merge": self.merge} if self.merge else {}
+            values |= {"aspect": True} if self.aspect else {}
             write_evaluation(values, scored, self.output)
         return 2 if found.failed else 0
 
