@@ -3,7 +3,7 @@
 A linear layer of torch reorders its weight for the processor in each call, and writes its output
 once more for the bias, the GELU and the residual sum. Here the weight is reordered once, and what
 follows the product happens while its output is still in the cache. On AMD, where MKL leaves half
-of AVX-512 unused, most of the gain is in float32 (`benchmarks/inference.py`).
+of AVX-512 unused, most of the gain is in float32 (`benchmarks/speed.py`).
 
 The twin of a model is a ViT too, with all its methods; what is not a matrix is shared with the
 model, which stays as it is: who has no more use for the twin drops it. The operators are torch's
