@@ -102,6 +102,16 @@ def test_an_encoder_is_its_blocks_one_after_the_other(x: Tensor) -> None:
     torch.testing.assert_close(encoder(x), by_hand)
 
 
+def test_a_slice_of_the_blocks_is_an_encoder_of_them() -> None:
+    encoder = randomize(Encoder(TINY.replace(depth=3))).eval()
+    x = torch.randn(2, 5, TINY.width)
+
+    first, last = encoder[:2], encoder[-1]
+
+    assert isinstance(first, Encoder) and len(first) == 2 and first[1] is encoder[1]
+    assert torch.equal(last(first(x)), encoder(x))
+
+
 def test_an_encoder_is_twelve_blocks_deep() -> None:
     with torch.device("meta"):
         assert len(Encoder()) == 12

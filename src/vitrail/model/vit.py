@@ -18,7 +18,7 @@ from vitrail.model import positions
 from vitrail.model.checks import check_images, check_layer
 from vitrail.model.config import DropRates, ViTConfig
 from vitrail.model.initialization import initialize
-from vitrail.model.kernels import attend
+from vitrail.model.kernels import attend, linear
 from vitrail.model.presets import preset
 
 
@@ -33,6 +33,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu,
     "silu": F.silu,
 }
+
+
+class Linear(nn.Linear):
+    """A linear layer, ... I to ... O, by the kernel that suits the device (`kernels.py`)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
 
 
 def patches(images: Tensor, size: int) -> Tensor:
@@ -80,7 +87,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.heads, self.drop = config.heads, drop.attention
         inner = config.heads * config.head_width
-        self.qkv = nn.Linear(config.width, 3 * inner, bias=config.qkv_bias == "all")
+        self.qkv = Linear(config.width, 3 * inner, bias=config.qkv_bias == "all")
         # DINOv3 has no bias on k: it shifts all scores of a query alike, and softmax ignores it.
         no_key = config.qkv_bias == "no_key"
         self.q_bias = nn.Parameter(torch.zeros(inner)) if no_key else None
@@ -88,7 +95,7 @@ class MultiHeadAttention(nn.Module):
         norm = partial(nn.LayerNorm, config.head_width, config.norm_eps)
         self.q_norm = norm() if config.qk_norm else nn.Identity()
         self.k_norm = norm() if config.qk_norm else nn.Identity()
-        self.proj = nn.Linear(inner, config.width, bias=config.proj_bias)
+        self.proj = Linear(inner, config.width, bias=config.proj_bias)
 
     def split(self, x: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Give q, k and v of the tokens, each B K N d, as attention meets them.
@@ -133,10 +140,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = config.mlp == "swiglu"
         hidden = config.mlp_width * (2 if self.gated else 1)  # gate, then up
-        self.fc1 = nn.Linear(config.width, hidden, bias=config.mlp_bias)
+        self.fc1 = Linear(config.width, hidden, bias=config.mlp_bias)
         self.activation = F.silu if self.gated else ACTIVATIONS[config.activation]
         self.drop = nn.Dropout(drop.mlp)
-        self.fc2 = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
+        self.fc2 = Linear(config.mlp_width, config.width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
@@ -202,6 +209,14 @@ class Encoder(nn.ModuleList):
         rates = torch.linspace(0, drop.stochastic_depth, config.depth, device="cpu").tolist()
         super().__init__(EncoderBlock(config, drop, rate) for rate in rates)
 
+    def __getitem__(self, index: Any) -> Any:
+        """Give a block, or of a slice an encoder of those blocks: `model.blocks[:6](x)`."""
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        part = type(self).__new__(type(self))  # `nn.ModuleList` would hand blocks to `__init__`
+        nn.ModuleList.__init__(part, [*self][index])
+        return part
+
     def forward(
         self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None
     ) -> Tensor:
@@ -217,15 +232,15 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.latent = _table(1, config.width)
-        self.q = nn.Linear(config.width, config.width)
-        self.kv = nn.Linear(config.width, 2 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.q = Linear(config.width, config.width)
+        self.kv = Linear(config.width, 2 * config.width)
+        self.proj = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
         self.mlp = FeedForward(config)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give the one q, B K 1 d, and k and v of the tokens, B K N d, as attention meets them."""
-        latent = self.latent.expand(len(x), -1, -1)
+        latent = self.latent.expand(x.shape[0], -1, -1)
         q = rearrange(self.q(latent), "b n (k d) -> b k n d", k=self.heads)
         k, v = rearrange(self.kv(x), "b n (kv k d) -> kv b k n d", kv=2, k=self.heads)
         return q, k, v
@@ -355,7 +370,7 @@ class ViT(nn.Module):
         if self.training and self.drop.patches:
             x, rotation = _drop_patches(x, rotation, self.drop.patches)
         if start is not None:
-            x = torch.cat([start.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([start.expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm_pre(x), rotation, grid
 
     def pool(self, tokens: Tokens) -> Tensor:
