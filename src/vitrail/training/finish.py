@@ -55,6 +55,7 @@ def write_answers(session: Session) -> None:
     assert scored is not None  # the weights have just been measured
     model, data = str(session.run.path), session.recipe.data.source
     values = scored.evaluation().to_json() | about(model, data, session.data_options())
+    values |= {"engine": "torch", "dtype": session.recipe.train.dtype}
     whole = len(scored.names) <= _MOST_WHOLE
     write_evaluation(values, scored, session.run.path, whole=whole)
 

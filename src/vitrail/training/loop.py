@@ -5,10 +5,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitrail.data.progress import tell
 from vitrail.errors import ConfigError, NonFiniteError, OutputError
 from vitrail.reporting.page import write_run_page
 from vitrail.training import record
-from vitrail.training.display import Display, tell
+from vitrail.training.display import Display
 from vitrail.training.finish import finish, write_summary
 from vitrail.training.interrupt import Interrupt, listening
 from vitrail.training.joining import connected, joined

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 
 from vitrail import __version__
+from vitrail.data.progress import tell
 from vitrail.data.sources import Splits, open_data
 from vitrail.errors import ConfigError
-from vitrail.training.display import tell
 from vitrail.training.recipe import Recipe, to_toml
 from vitrail.training.world import World
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.data.progress import tell
 from vitrail.inference.peak import matrix_rate
 from vitrail.training import checkpoint
 from vitrail.training.checkpoint import Checkpoint
-from vitrail.training.display import tell
 from vitrail.training.session import Session
 from vitrail.weights.disk import check_room
 

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from secrets import token_hex
 from typing import Any, Protocol
 
+from vitrail.data.progress import tell
 from vitrail.errors import ConfigError, OutputError
-from vitrail.training.display import tell
 from vitrail.training.recipe import Recipe, Train, to_toml
 from vitrail.training.run_folder import RunFolder
 from vitrail.weights.disk import write_json

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vitrail.data.progress import tell
 from vitrail.data.sources import Splits
 from vitrail.errors import ConfigError
 from vitrail.inference.peak import wait
-from vitrail.training.display import tell
 from vitrail.training.parallel import is_sharded
 from vitrail.training.process import told_of_memory
 from vitrail.training.recipe import Recipe
