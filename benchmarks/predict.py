@@ -35,7 +35,7 @@ from PIL import Image
 import vitrail
 from vitrail.data.inputs import Item, inputs
 from vitrail.data.stream import decoded
-from vitrail.engines.build import Engine
+from vitrail.engines.engine import Engine
 from vitrail.inference.predict import batches
 from vitrail.inference.rows import FORMS
 from vitrail.weights.bundle import default_preprocess
@@ -116,7 +116,7 @@ def main() -> None:
     labels = tuple(map(str, range(model.config.classes)))
     preprocess = default_preprocess(model.config)
     bundle = vitrail.Bundle(model=model, preprocess=preprocess, labels=labels)
-    engine = vitrail.engine(bundle, dtype=given.dtype, device="cpu")
+    engine = vitrail.engine(bundle, "torch", given.dtype, device="cpu")
     items = list(islice(inputs([given.data]), given.images))
     engine.run(next(decoded(items, preprocess, BATCH)).stacks[0].images)  # everything is warm
     each = -(-len(items) // given.rounds)

@@ -24,7 +24,7 @@ def bundle() -> Bundle:
 def test_an_engine_gives_the_model_s_logits_for_pixels_and_for_normalised_images(
     bundle: Bundle,
 ) -> None:
-    runs = engine(bundle, device="cpu")
+    runs = engine(bundle, "torch", device="cpu")
     plain = TorchEngine(bundle.model, bundle.preprocess, packs=False)
     normalised = bundle.preprocess.normalize(PIXELS)
 
@@ -52,7 +52,7 @@ def test_logits_are_float32_whatever_the_arithmetic(bundle: Bundle) -> None:
 def test_an_engine_does_not_train(bundle: Bundle) -> None:
     bundle.model.train()
 
-    found = engine(bundle, device="cpu").run(PIXELS)
+    found = engine(bundle, "torch", device="cpu").run(PIXELS)
 
     assert not bundle.model.training and not found.requires_grad
 
@@ -60,7 +60,7 @@ def test_an_engine_does_not_train(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"name": "onnx"}, 'no engine "onnx", but torch'),
+        ({"name": "tensorrt"}, 'no engine "tensorrt", but torch, onnx'),
         ({"name": "troch"}, 'Did you mean "torch"'),
         ({"dtype": "float8"}, 'dtype is "float8"'),
         ({"device": "gpu"}, 'no device "gpu"'),

@@ -47,6 +47,35 @@ def test_every_family_answers_as_its_model_does(config: ViTConfig, dtype: torch.
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("config", FAMILIES)
+def test_a_twin_that_takes_the_matrices_answers_alike(
+    config: ViTConfig, dtype: torch.dtype
+) -> None:
+    model = build(config)
+    kept = twin_of(model, dtype)
+
+    taken = packed(model, HOW, dtype, takes=True)
+
+    assert taken is not None and torch.equal(taken(PIXELS), kept(PIXELS))
+    held = {name for name, weight in model.named_parameters() if weight.device.type == "meta"}
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    inside = {f"blocks.{i}.{x}.weight" for i in range(config.depth) for x in layers}
+    assert inside <= held <= inside | {"head.weight", "head_dist.weight"}
+
+
+def test_an_engine_takes_the_matrices_only_where_it_may() -> None:
+    model = build(VIT)
+    twin_of(model)
+
+    kept = TorchEngine(model, HOW).run(PIXELS)
+    assert all(weight.device.type == "cpu" for weight in model.parameters())
+
+    assert torch.equal(TorchEngine(model, HOW, keeps=False).run(PIXELS), kept)
+    assert any(weight.device.type == "meta" for weight in model.parameters())
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "silu"])
 def test_every_activation_is_its_own(activation: str) -> None:
     model = build(VIT.replace(activation=activation, layer_scale=0.5))

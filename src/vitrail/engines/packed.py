@@ -6,11 +6,16 @@ follows the product happens while its output is still in the cache. On AMD, wher
 of AVX-512 unused, most of the gain is in float32 (`benchmarks/speed.py`).
 
 The twin of a model is a ViT too, with all its methods; what is not a matrix is shared with the
-model, which stays as it is: who has no more use for the twin drops it. The operators are torch's
-own but private (its compiler emits them), so that `packed` tries them before it trusts them.
+model, which stays as it is: who has no more use for the twin drops it. Who has no more use for the
+model lets the twin take its matrices, one after the other, so that none is held twice. The
+operators are torch's own but private (its compiler emits them), so that `packed` tries them before
+it trusts them.
 """
 
 import copy
+import ctypes
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,9 +24,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vitrail.data.preprocess import Preprocess
+from vitrail.model.config import ViTConfig
 from vitrail.model.kernels import attend
 from vitrail.model.vit import (
     ACTIVATIONS,
+    ClassificationHead,
     EncoderBlock,
     FeedForward,
     PatchEmbedding,
@@ -35,33 +42,50 @@ _FUSED = {
     ACTIVATIONS["gelu_tanh"]: ("gelu", "tanh"),
     ACTIVATIONS["silu"]: ("swish", ""),
 }
-# A packed matrix stands beside the model's own: of the largest models there is no second copy.
+# A packed matrix stands beside one that the model keeps: of the largest there is no second copy.
 _MOST_BYTES = 4 * 2**30
 
 Part = TypeVar("Part", bound=nn.Module)
 
 
-def packed(model: ViT, preprocess: Preprocess, dtype: torch.dtype) -> ViT | None:
+def packed(
+    model: ViT, preprocess: Preprocess, dtype: torch.dtype, *, takes: bool = False
+) -> ViT | None:
     """Give the packed twin of a model on the CPU, computing in `dtype`; None where there is none.
 
     It takes normalised images, or uint8 pixels, whose normalisation is a part of its first matrix.
     There is none where torch was built without oneDNN, the processor lacks bfloat16, the model is
-    larger than 4 GiB, or the twin does not agree with the model.
+    larger than 4 GiB and keeps its matrices, or the two forms do not agree. Where it
+    `takes` the matrices of the model's blocks and head, the model cannot run any more.
     """
     weights = sum(p.nbytes for p in model.parameters())
-    if not _is_there(dtype) or weights > _MOST_BYTES:
+    if not _is_there(dtype) or (weights > _MOST_BYTES and not takes):
         return None
     with torch.no_grad():
-        # Layer scales are folded in the precision of the weights, before they are rounded.
-        blocks = {
-            str(i): PackedBlock(cast(EncoderBlock, b), dtype) for i, b in enumerate(model.blocks)
+        if takes:
+            _round(model, dtype)
+        if not _agree(model.config, dtype):
+            return None
+        # MKL has other kernels for one row, for two and for four: packed, the last bits of an
+        # answer do not depend on how many images are asked for at once.
+        heads = {
+            name: _packed_layer(head, dtype, takes)
+            for name in ("head", "head_dist")
+            if isinstance(head := getattr(model, name), ClassificationHead)
         }
+        blocks = {
+            str(i): PackedBlock(cast(EncoderBlock, block), dtype, takes)
+            for i, block in enumerate(model.blocks)
+        }
+        if takes:
+            _give_back()
         twin = _with(
             _cast(_with(model, blocks=nn.ModuleList(), patch_embed=nn.Identity()), dtype),
             blocks=_with(model.blocks, **blocks),
             patch_embed=PackedPatches(model.patch_embed, preprocess, dtype),
+            **heads,
         )
-        return twin.eval() if _agree(twin, model, dtype) else None
+        return twin.eval()
 
 
 class PackedLinear(nn.Module):
@@ -129,16 +153,16 @@ class PackedPatches(nn.Module):
 class PackedBlock(nn.Module):
     """An `EncoderBlock` with packed matrices, B N D to B N D; its parts have the same names."""
 
-    def __init__(self, block: EncoderBlock, dtype: torch.dtype) -> None:
+    def __init__(self, block: EncoderBlock, dtype: torch.dtype, takes: bool = False) -> None:
         super().__init__()
         attn = block.attn
         self.norm1, self.norm2 = _cast(block.norm1, dtype), _cast(block.norm2, dtype)
         self.attn = _with(
             _cast(_with(attn, qkv=nn.Identity(), proj=nn.Identity()), dtype),
-            qkv=PackedLinear(attn.qkv.weight, attn.qkv.bias, dtype),
-            proj=PackedLinear(attn.proj.weight, attn.proj.bias, dtype, block.ls1),
+            qkv=_packed_layer(attn.qkv, dtype, takes),
+            proj=_packed_layer(attn.proj, dtype, takes, block.ls1),
         )
-        self.mlp = PackedFeedForward(block.mlp, dtype, block.ls2)
+        self.mlp = PackedFeedForward(block.mlp, dtype, block.ls2, takes)
         self.ls1 = self.ls2 = nn.Identity()  # a part of the matrices now
 
     def forward(
@@ -153,10 +177,12 @@ class PackedBlock(nn.Module):
 class PackedFeedForward(nn.Module):
     """A `FeedForward` with packed matrices, B N D to B N D."""
 
-    def __init__(self, mlp: FeedForward, dtype: torch.dtype, scale: nn.Module) -> None:
+    def __init__(
+        self, mlp: FeedForward, dtype: torch.dtype, scale: nn.Module, takes: bool = False
+    ) -> None:
         super().__init__()
-        self.fc1 = PackedLinear(mlp.fc1.weight, mlp.fc1.bias, dtype)
-        self.fc2 = PackedLinear(mlp.fc2.weight, mlp.fc2.bias, dtype, scale)
+        self.fc1 = _packed_layer(mlp.fc1, dtype, takes)
+        self.fc2 = _packed_layer(mlp.fc2, dtype, takes, scale)
         self.gated, self.activation = mlp.gated, mlp.activation
         self.then = None if mlp.gated else _FUSED.get(mlp.activation)
 
@@ -182,16 +208,47 @@ def _is_there(dtype: torch.dtype) -> bool:
     )
 
 
-def _agree(twin: ViT, model: ViT, dtype: torch.dtype) -> bool:
-    """Say whether the first block of both does the same to some tokens; a few milliseconds."""
-    if not len(model.blocks):
-        return True
+def _packed_layer(
+    layer: nn.Linear, dtype: torch.dtype, takes: bool, scale: nn.Module | None = None
+) -> PackedLinear:
+    """Pack a layer; where its matrix is taken, a shape without numbers is left in its place."""
+    twin = PackedLinear(layer.weight, layer.bias, dtype, scale)
+    if takes:
+        layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"))
+    return twin
+
+
+def _round(model: ViT, dtype: torch.dtype) -> None:
+    """Round the matrices that are packed as they are, so that less stands beside packed ones.
+
+    Autocast rounds them alike, should the model have to run after all.
+    """
+    for block in cast(Iterable[EncoderBlock], model.blocks):
+        layers = [block.attn.qkv, block.mlp.fc1]
+        layers += [block.attn.proj] * isinstance(block.ls1, nn.Identity)
+        layers += [block.mlp.fc2] * isinstance(block.ls2, nn.Identity)
+        for layer in layers:
+            layer.weight = nn.Parameter(layer.weight.to(dtype))
+    _give_back()
+
+
+def _give_back() -> None:
+    """Give the system what was freed between tensors that stay: a third of the process (glibc)."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _agree(config: ViTConfig, dtype: torch.dtype) -> bool:
+    """Say whether a small block of this kind does the same in both forms; a few milliseconds."""
+    small = config.replace(width=64, heads=4, head_width=16, mlp_width=128)
+    if config.layer_scale is not None:
+        small = small.replace(layer_scale=0.5)  # those that models begin with hide a wrong branch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokens = torch.randn(2, 3, model.config.width)
-    wanted = model.blocks[0](tokens)
+        block, tokens = EncoderBlock(small).eval(), torch.randn(2, 3, small.width)
+    wanted = block(tokens)
     try:
-        found = twin.blocks[0](tokens.to(dtype)).float()
+        found = PackedBlock(block, dtype)(tokens.to(dtype)).float()
     except RuntimeError:  # a later torch may want other arguments
         return False
     close = 1e-4 if dtype == torch.float32 else 5e-2

@@ -20,11 +20,12 @@ class TorchEngine:
 
     On a CPU it runs in its packed form where there is one (`packed.py`), which rounds its last bits
     otherwise; with `packs` off it is the model itself, bit for bit. bfloat16 is that of the
-    weights too, and else autocast's. Each block merges `merge` patches away, which makes it faster
-    and less exact (`merging`).
+    weights too, and else autocast's. With `keeps` off the packed form takes the model's matrices,
+    so that none is held twice, and the model cannot run any more. Each block merges `merge` patches
+    away, which makes it faster and less exact (`merging`).
     """
 
-    name = "torch"
+    name, reason = "torch", ""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class TorchEngine:
         merge: int = 0,
         *,
         packs: bool = True,
+        keeps: bool = True,
     ) -> None:
         check_merge(merge)
         self.preprocess, self.dtype, self.merge = preprocess, dtype, merge
@@ -43,7 +45,7 @@ class TorchEngine:
         twin = None
         if packs and self.device.type == "cpu" and dtype != "float16":
             plain = preprocess.plain if isinstance(preprocess, OwnAspect) else preprocess
-            twin = packed(model, plain, getattr(torch, dtype))
+            twin = packed(model, plain, getattr(torch, dtype), takes=not keeps)
         self.is_packed, self.model = twin is not None, twin or model
 
     def run(self, images: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from vitrail.errors import ConfigError
 # Of a CPU, on each machine: what models leave for all else that runs in the cluster. Two that each
 # claim all CPUs of a machine wait for one another for ever.
 _LEFT = 0.25
+_PATIENCE = 10.0  # seconds, for a cluster to answer
+_SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # a frame of type 4, and nothing in it
 
 
 class Machine(NamedTuple):
@@ -61,14 +63,14 @@ def connected(address: str) -> Iterator[list[Machine]]:
     ours = not ray.is_initialized()
     if ours:
         try:
-            if address not in ("auto", "local"):  # Ray itself tries for minutes
-                host, _, port = address.rpartition(":")
-                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            if address != "local" and (place := _found(address)) is not None:
+                _check_alive(place)
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f'there is no Ray cluster at "{address}" that can be used: {error}\n'
-                "`ray start --head` starts one, --ray local uses this machine alone"
+                "`ray start --head` starts one, --ray local uses this machine alone; `ray stop` "
+                "forgets one that was killed"
             ) from error
     try:
         found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -76,6 +78,39 @@ def connected(address: str) -> Iterator[list[Machine]]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _found(address: str) -> str | None:
+    """Give HOST:PORT of the cluster that Ray is going to take, None where only Ray can tell.
+
+    `auto` may be the last one that was started on this machine, though it was killed since.
+    """
+    if address != "auto":
+        return address
+    from ray._private import services  # pyright: ignore[reportMissingImports]
+
+    # What ray.init asks itself, in 2.60; no public function tells.
+    find = getattr(services, "canonicalize_bootstrap_address", None)
+    return find and find(address)
+
+
+def _check_alive(address: str) -> None:
+    """Raise `OSError` where no Ray answers at HOST:PORT: Ray itself tries for minutes.
+
+    Its servers speak HTTP/2, in which both sides begin with their settings (RFC 9113, section 3.4).
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE) as server:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return
+            server.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+            if server.recv(len(_SETTINGS))[3:4] != _SETTINGS[3:4]:
+                raise OSError(f"what answers at {address} is no Ray")
+    except TimeoutError as error:
+        raise OSError(f"nothing answers at {address} within {_PATIENCE:.0f} s") from error
+    except ConnectionError as error:
+        raise OSError(f"nothing answers at {address}: {error.strerror or error}") from error
 
 
 def claim(machines: Sequence[Machine], device: str, cores: int | None, readers: int) -> Claim:

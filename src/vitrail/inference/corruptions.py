@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitrail.data.draws import uniform
 from vitrail.data.loader import Loader
-from vitrail.engines.build import Engine
+from vitrail.engines.engine import Engine
 from vitrail.engines.torch_engine import check_finite
 from vitrail.errors import DataError, nearest
 from vitrail.inference.measures import wilson

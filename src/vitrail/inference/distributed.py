@@ -17,6 +17,7 @@ from typing import Any
 
 from vitrail.data.inputs import Item, inputs
 from vitrail.data.progress import Counter
+from vitrail.engines.names import check_engine
 from vitrail.errors import ConfigError, OutputError, check_counts
 from vitrail.inference.cluster import Claim, claim, connected
 from vitrail.inference.embed import Kind
@@ -85,10 +86,16 @@ def predict_parts(
     `images` are words as `vitrail predict` takes them, or a function that opens the list, which
     every process calls. Parts that are there are not written again. Raises `ConfigError` for a
     folder that another command wrote, and `OutputError` where a part could not be written.
+    Engine `auto` is torch: each process would choose by itself, and the parts be of several.
     """
     check_answers(bundle, top)
     if form not in _FORMS:
         raise ConfigError(f'parts are {", ".join(_FORMS)}, and not "{form}"')
+    check_engine(engine, cluster.device, merge, aspect)
+    if engine == "auto":
+        engine = "torch"
+    elif engine != "torch":
+        cluster = replace(cluster, device="cpu")
     how = {"top": top, "dtype": dtype, "merge": merge, "aspect": aspect}
     made_by = {"command": "predict", "format": form, "engine": engine, **how}
     how |= {"form": form, "name": engine}

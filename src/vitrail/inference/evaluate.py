@@ -10,7 +10,9 @@ from torch import Tensor
 
 from vitrail.data.loader import Loader
 from vitrail.data.sources import BadFile, Source, path_of
-from vitrail.engines.build import engine
+from vitrail.engines import build
+from vitrail.engines.engine import Engine
+from vitrail.engines.exported_files import Answering
 from vitrail.engines.torch_engine import check_finite
 from vitrail.errors import ConfigError, DataError, check_counts
 from vitrail.inference.answering import Answers, source_answers
@@ -24,7 +26,6 @@ from vitrail.inference.measures import (
     softmax,
     wilson,
 )
-from vitrail.weights.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,10 +92,11 @@ class Scored(NamedTuple):
 
 
 def evaluate(
-    bundle: Bundle,
+    bundle: Answering,
     source: Source,
     *,
     batch_size: int = 64,
+    engine: str = "auto",
     device: str = "auto",
     dtype: str = "float32",
     threads: int = 2,
@@ -104,40 +106,58 @@ def evaluate(
     """Answer for every image of `source` and measure the answers.
 
     Labels go by class name: raises `DataError` where the source has a class that the bundle
-    cannot answer. `merge` and `aspect` are as in `engine`.
+    cannot answer. `merge` and `aspect` are as in `vitrail.engine`.
     """
-    how = {"batch_size": batch_size, "device": device, "dtype": dtype, "threads": threads}
-    return score(bundle, source, **how, merge=merge, aspect=aspect).evaluation()
+    how = {"engine": engine, "device": device, "dtype": dtype, "merge": merge, "aspect": aspect}
+    return score(bundle, source, batch_size=batch_size, threads=threads, **how).evaluation()
 
 
 def score(
-    bundle: Bundle,
+    bundle: Answering,
     source: Source,
     *,
     batch_size: int = 64,
+    engine: str = "auto",
     device: str = "auto",
     dtype: str = "float32",
     threads: int = 2,
     merge: int = 0,
     aspect: bool = False,
+) -> Scored:
+    """Answer for every image of `source`; raises as `evaluate` does."""
+    check_classes(bundle, source)
+    on = {"device": device, "merge": merge, "aspect": aspect}
+    runs = build.engine(bundle, engine, dtype, **on, images=len(source))
+    return scored(runs, bundle, source, batch_size=batch_size, threads=threads)
+
+
+def scored(
+    runs: Engine,
+    bundle: Answering,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    threads: int = 2,
     seen: Callable[[int], None] = lambda count: None,
 ) -> Scored:
-    """Answer for every image of `source`; raises as `evaluate` does. `seen` hears of each batch."""
+    """Have an engine of the bundle answer for every image of `source`; `seen` hears of each batch.
+
+    Raises as `evaluate` does.
+    """
     check_classes(bundle, source)
-    runs = engine(bundle, dtype=dtype, device=device, merge=merge, aspect=aspect)
     found = source_answers(runs, source, batch_size, threads, seen)
     check_finite(found.scores)
     return joined([found], source, bundle.labels)
 
 
-def evaluation_loader(bundle: Bundle, source: Source, batch_size: int, threads: int) -> Loader:
+def evaluation_loader(bundle: Answering, source: Source, batch_size: int, threads: int) -> Loader:
     """Give a loader of labelled images, all of whose classes the bundle knows."""
     check_classes(bundle, source)
     check_counts(batch_size=batch_size, threads=threads)
     return Loader(source, bundle.preprocess, batch_size, threads=threads, max_bad_share=1.0)
 
 
-def check_classes(bundle: Bundle, source: Source, model: str = "this model") -> None:
+def check_classes(bundle: Answering, source: Source, model: str = "this model") -> None:
     """Raise `DataError` for images of a class that the model, called `model`, does not know."""
     if not bundle.labels:
         raise ConfigError(f"{model} has no classes to answer with: it gives features (classes 0)")

@@ -31,6 +31,18 @@ class Part:
     done: bool = False
 
 
+def beside(path: Path) -> Path:
+    """Give the journal of a file."""
+    return path.with_name(f".{path.name}.journal")
+
+
+def begun(path: Path) -> dict[str, Any]:
+    """Give what the command that began a file noted of itself; nothing where none did."""
+    log = beside(path)
+    found = whole_lines(log.read_bytes()) if path.exists() and log.is_file() else []
+    return found[0] if found else {}
+
+
 def line(values: Mapping[str, Any]) -> bytes:
     """Give a line of the journal."""
     return json.dumps(values).encode() + b"\n"

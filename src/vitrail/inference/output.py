@@ -1,5 +1,6 @@
 """Where predictions go: standard output, a pipe, or a file that can be begun again."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, BinaryIO
 
 from vitrail.data.inputs import Item
 from vitrail.errors import ConfigError
+from vitrail.inference.journal import begun
 from vitrail.inference.predict import Prediction
 from vitrail.inference.resumable import SECONDS, ResumableFile
 from vitrail.inference.rows import FORMS, Form
@@ -36,6 +38,11 @@ def check_output(how: str, output: str | None) -> None:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ConfigError("parquet needs pyarrow: pip install vitrail[datasets]") from error
+
+
+def made_before(output: str | None) -> Mapping[str, Any]:
+    """Give the `made_by` of the command that began the file; nothing where none did."""
+    return {} if output is None else begun(Path(os.path.realpath(Path(output).expanduser())))
 
 
 def write_predictions(

@@ -36,7 +36,7 @@ class ResumableFile:
 
     def __init__(self, path: Path, made_by: Mapping[str, Any], seconds: float = SECONDS) -> None:
         self.path = Path(os.path.realpath(path))  # a link stays one
-        self.log_path = self.path.with_name(f".{self.path.name}.journal")
+        self.log_path = journal.beside(self.path)
         self.made_by, self.seconds = dict(made_by), seconds
         self.waiting: list[bytes] = []
         self.images = self.failed = 0  # of all rows, those that wait included

@@ -78,6 +78,11 @@ def _is_json(file: RawFile) -> bool:
 
 
 def _open_file(file: RawFile) -> WeightFile:
+    if file.path.suffix in (".onnx", ".xml", ".pt2"):
+        raise WeightsError(
+            f"{file.path} is an exported model: `vitrail predict` and `vitrail eval` run it as it "
+            "is, and all else wants the weights that it was made from"
+        )
     metadata: dict[str, str] = {}
     head = file.bytes(0, min(file.size, 64))
     if head.startswith((b"PK\3\4", b"PK\5\6")):
