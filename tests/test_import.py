@@ -1,6 +1,7 @@
 """What imports what: the order of the rooms, and what stays out of a quick start."""
 
 import ast
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,34 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         exec("from vitrail import ViTT")
 
 
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_the_collector_rests_while_a_name_is_imported(
+    is_enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def imported(module: str) -> object:
+        seen.append(gc.isenabled())
+        if module != "vitrail.model.presets":
+            raise ImportError(module)
+        return import_module(module)
+
+    monkeypatch.setattr(vitrail, "import_module", imported)
+    monkeypatch.delitem(vars(vitrail), "presets", raising=False)
+    monkeypatch.delitem(vars(vitrail), "load", raising=False)
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        assert callable(vitrail.presets)
+        with pytest.raises(ImportError):
+            _ = vitrail.load
+        after = gc.isenabled()
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
+
+    assert seen == [False, False] and after == is_enabled
+
+
 @pytest.mark.slow
 def test_rooms_that_were_loaded_do_not_hide_public_functions() -> None:
     code = (
@@ -171,7 +200,8 @@ def test_every_package_that_is_imported_is_declared() -> None:
              "fsspec"}  # fmt: skip
     # What a certificate compares with, where it is installed.
     peers = {"timm", "transformers", "torchvision", "vit_pytorch", "open_clip"}
-    extras = {"pyarrow", "datasets", "wandb", "ray"}
+    server = {"fastapi", "starlette", "pydantic", "uvicorn", "h11", "python_multipart"}
+    extras = {"pyarrow", "datasets", "wandb", "ray", "openvino", "onnx", "onnxruntime"} | server
 
     assert {package for file in FILES for package in outside(file)} <= known | peers | extras
 
@@ -180,7 +210,8 @@ def test_what_answers_before_a_run_imports_no_torch() -> None:
     quick = (
         "vitrail.errors", "vitrail.model.config", "vitrail.model.checks", "vitrail.model.presets",
         "vitrail.training.recipe", "vitrail.data.address", "vitrail.data.config",
-        "vitrail.weights.origin", "vitrail.flags", "vitrail.cli",
+        "vitrail.weights.origin", "vitrail.engines.names", "vitrail.exporting.target",
+        "vitrail.flags", "vitrail.cli",
     )  # fmt: skip
     code = (
         "import sys; from importlib import import_module\n"

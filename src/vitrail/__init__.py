@@ -3,7 +3,9 @@
 Everything here loads on first use, so that `import vitrail` costs nothing and needs no torch.
 """
 
+import gc
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
     from vitrail.data.preprocess import Preprocess
     from vitrail.data.sources import open_data
     from vitrail.engines.build import engine
+    from vitrail.engines.exported_files import read_export
     from vitrail.explaining.explain import Explanation, explain
+    from vitrail.exporting.export import export
     from vitrail.inference.embed import embed
     from vitrail.inference.evaluate import evaluate
     from vitrail.inference.predict import predict
@@ -43,10 +47,12 @@ _HOME = {
     "vitrail.data.preprocess": ("Preprocess",),
     "vitrail.data.sources": ("open_data",),
     "vitrail.engines.build": ("engine",),
+    "vitrail.engines.exported_files": ("read_export",),
     "vitrail.explaining.explain": (
         "Explanation",
         "explain",
     ),
+    "vitrail.exporting.export": ("export",),
     "vitrail.inference.embed": ("embed",),
     "vitrail.inference.evaluate": ("evaluate",),
     "vitrail.inference.predict": ("predict",),
@@ -90,9 +96,24 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
-    value = getattr(import_module(_MODULE_OF[name]), name)
+    value = getattr(_imported(_MODULE_OF[name]), name)
     globals()[name] = value  # found here the next time
     return value
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module while the collector of cycles rests.
+
+    An import makes objects that stay, torch's several hundred thousand. To walk through them time
+    and again is a tenth of what the first answer of a new process takes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(module)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -12,10 +12,13 @@ from vitrail import __version__
 from vitrail.errors import ConfigError, VitrailError, nearest
 from vitrail.flags import front_page, read_flags, read_train
 from vitrail.verbs.answers import Embed, Explain, Predict
+from vitrail.verbs.benching import Bench
 from vitrail.verbs.data import Data
 from vitrail.verbs.evaluating import Eval
+from vitrail.verbs.exporting import Export
 from vitrail.verbs.models import Convert, Doctor, Presets, Push, Summary
 from vitrail.verbs.reporting import Report
+from vitrail.verbs.serving import Serve
 from vitrail.verbs.training import Train
 
 VERBS: dict[str, type] = {
@@ -28,10 +31,13 @@ VERBS: dict[str, type] = {
         Embed,
         Explain,
         Report,
+        Serve,
         Summary,
         Presets,
         Convert,
         Push,
+        Export,
+        Bench,
         Doctor,
     )
 }

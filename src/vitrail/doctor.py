@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail import __version__
+from vitrail.engines.names import ENGINES, is_installed
 
 _PACKAGES = ("torch", "numpy", "einops", "pillow", "simplejpeg", "scikit-learn")
 _HUB = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT")
@@ -25,6 +26,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "engines": [name for name in ENGINES if is_installed(name)],
         "cpu": {
             "cores": len(os.sched_getaffinity(0))
             if hasattr(os, "sched_getaffinity")
@@ -51,6 +53,7 @@ def text(facts: dict[str, Any]) -> str:
     rows = [
         ("vitrail", f"{facts['vitrail']} on Python {facts['python']}, {facts['platform']}"),
         ("packages", ", ".join(f"{name} {v}" for name, v in facts["packages"].items())),
+        ("engines", ", ".join(facts["engines"])),
         (
             "cpu",
             f"{cpu['cores']} cores, {cpu['threads']} threads, {cpu['instructions']}, "

@@ -134,10 +134,13 @@ def _check_flags(command: type, verb: str, words: list[str]) -> None:
 
 def _flags(section: Any, before: str) -> Iterator[str]:
     """Give every flag of a dataclass and of those inside it: `--train.epochs`."""
+    kinds, hints = get_type_hints(section), get_type_hints(section, include_extras=True)
     for f in fields(section):
         name = f.name.replace("_", "-")
-        if is_dataclass(kind := get_type_hints(section)[f.name]):
-            yield from _flags(kind, before if f.name == "tree" else f"{before}{name}.")
+        if is_dataclass(kind := kinds[f.name]):
+            how = getattr(hints[f.name], "__metadata__", ())
+            has_prefix = not any(getattr(part, "name", None) == "" for part in how)
+            yield from _flags(kind, f"{before}{name}." if has_prefix else before)
         else:
             yield from (before + name, f"{before}no-{name}")
 

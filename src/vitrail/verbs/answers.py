@@ -3,79 +3,100 @@
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from vitrail.data.inputs import Item, check, inputs
+from vitrail.engines.names import check_engine
 from vitrail.errors import ConfigError, check_counts
-from vitrail.model.checks import check_merge
 from vitrail.training.recipe import same_source
 from vitrail.verbs.over_ray import check_flags, embed_over_ray, images_of, predict_over_ray
-from vitrail.verbs.words import Device, Dtype, Images, Output, Split, Text, as_json
+from vitrail.verbs.words import (
+    Device,
+    EngineName,
+    Images,
+    OnRay,
+    Output,
+    Ray,
+    Running,
+    Runs,
+    Split,
+    Text,
+    as_json,
+    open_model,
+    say_choice,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
     """Answer for images: the likeliest classes of each."""
 
-    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    model: Text  # a run, bundle, weight file, exported file, hf:OWNER/NAME, timm:NAME or a preset
     images: Images  # files, folders, "patterns", or DATA addresses
     top: int = 5  # classes to answer with
     format: Literal["table", "csv", "jsonl", "parquet"] | None = None  # else as -o ends, or a table
     output: Output = None  # a file; where it was begun by the same command, it is continued
     image_column: str | None = None  # of a table, else image, img, path or file
-    engine: Literal["auto", "torch"] = "auto"
-    batch_size: int = 64
-    threads: int = 2  # that decode
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    merge: int = 0  # patches that each block merges into others: faster, less exact
-    aspect: bool = False  # each image at its own aspect, in about as many patches
-    ray: str | None = None  # a cluster: auto, HOST:PORT, or local; -o is a folder of parts then
-    part_images: int | None = None  # with --ray: of a part, else 1024 and so many batches
-    cores_per_model: int | None = None  # with --ray on CPUs, else all of the smallest machine
+    engine: EngineName = "auto"  # auto: the fastest here that answers alike, if worth the start
+    trust: bool = False  # open a .pt2 file, which can run code: yours, or of whom you trust
     json: bool = False  # print one JSON document
+    runs: Runs = field(default_factory=Running)
+    cluster: Ray = field(default_factory=OnRay)
 
     def run(self) -> int:
         from vitrail.weights.origin import parse as parse_origin
 
         check_flags(self)
-        check_merge(self.merge)
+        self.runs.check()
+        check_engine(self.engine, self.runs.device, self.runs.merge, self.runs.aspect)
         if parse_origin(self.model).kind == "preset":
             print(f"{self.model} has random weights: its answers mean nothing", file=sys.stderr)
         check(self.images)
-        if self.ray is not None:
+        if self.cluster.ray is not None:
             return predict_over_ray(self)
         from vitrail.data.progress import counted
-        from vitrail.engines.build import engine
         from vitrail.inference.output import check_output, form_of, write_predictions
         from vitrail.inference.predict import batches, check_answers
-        from vitrail.weights.loading import load
 
         form = "json" if self.json else self.format or form_of(self.output)
         check_output(form, self.output)
-        bundle = load(self.model)
+        bundle = open_model(self.model, self.trust)
         check_answers(bundle, self.top)
-        on = {"device": self.device, "merge": self.merge, "aspect": self.aspect}
-        runs = engine(bundle, self.engine, self.dtype, **on)
-        how = {"batch_size": self.batch_size, "threads": self.threads}
+        digest = None if self.output is None else bundle.digest()
+        runs, items = self._engine(bundle)
         made_by = {"top": self.top, "engine": runs.name, "dtype": runs.dtype}
-        made_by |= {"merge": self.merge, "aspect": self.aspect}
-        items = inputs(self.images, self.image_column)
+        made_by |= {"merge": self.runs.merge, "aspect": self.runs.aspect}
         if self.output is not None:
-            made_by |= {"model": bundle.digest(), "image_column": self.image_column}
-            items = counted(items, "images taken:")
+            made_by |= {"model": digest, "image_column": self.image_column}
+            items = counted(items, "images")
         failed = write_predictions(
-            lambda items: batches(runs, bundle.labels, items, self.top, **how),
+            lambda items: batches(runs, bundle.labels, items, self.top, **self.runs.reading()),
             items,
             form,
             self.output,
             made_by,
         )
         return 2 if failed else 0
+
+    def _engine(self, bundle: Any) -> tuple[Any, Iterator[Item]]:
+        """Give the engine, chosen where that is left to it, and the images."""
+        from vitrail.inference.choosing import engine_for_stream
+        from vitrail.inference.output import made_before
+
+        before, items = made_before(self.output), inputs(self.images, self.image_column)
+        # What was chosen when the file was begun stays so: its rows are of one engine.
+        asked = {"name": self.engine, "dtype": self.runs.dtype}
+        begun = {"name": before.get("engine", "auto"), "dtype": before.get("dtype", "auto")}
+        chosen = {key: begun[key] if asked[key] == "auto" else asked[key] for key in asked}
+        runs, items = engine_for_stream(bundle, items, **self.runs.on() | chosen, keeps=False)
+        if chosen != asked:
+            runs.reason = f"as {self.output} was begun"
+        say_choice(runs)
+        return runs, items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,22 +114,15 @@ class Embed:
     probe: bool = False  # kNN and logistic regression by the data's labels, cross-validated
     image_column: str | None = None  # of a table, else image, img, path or file
     label_column: str | None = None  # else label, labels, class or fine_label
-    batch_size: int = 64
-    threads: int = 2  # that decode
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    merge: int = 0  # patches that each block merges into others: faster, less exact
-    aspect: bool = False  # each image at its own aspect, in about as many patches
-    ray: str | None = None  # a cluster: auto, HOST:PORT, or local; -o is a folder of parts then
-    part_images: int | None = None  # with --ray: of a part, else 1024 and so many batches
-    cores_per_model: int | None = None  # with --ray on CPUs, else all of the smallest machine
     json: bool = False  # print one JSON document
+    runs: Runs = field(default_factory=Running)
+    cluster: Ray = field(default_factory=OnRay)
 
     def run(self) -> int:
         from vitrail.weights.origin import parse as parse_origin
 
         check_flags(self)
-        check_merge(self.merge)
+        self.runs.check()
         parse_origin(self.model)
         check([self.data])
         keep = self.neighbours is not None or self.probe
@@ -116,7 +130,7 @@ class Embed:
             raise ConfigError("say what for: -o FILE, --neighbours K or --probe")
         if keep and self.tokens == "patches":
             raise ConfigError("patches are many vectors an image: compare pooled, class or mean")
-        if self.aspect and self.tokens == "patches":
+        if self.runs.aspect and self.tokens == "patches":
             raise ConfigError(
                 "patches of images at their own aspect are as many as each has: "
                 "take pooled, class or mean, or leave --aspect out"
@@ -125,7 +139,7 @@ class Embed:
             check_counts(neighbours=self.neighbours)
         if not -1 <= self.threshold <= 1:
             raise ConfigError(f"threshold is {self.threshold}; a cosine is from -1 to 1")
-        if self.ray is not None:
+        if self.cluster.ray is not None:
             return embed_over_ray(self)
         from vitrail.engines.build import torch_engine
         from vitrail.inference.embed import embedded
@@ -137,9 +151,8 @@ class Embed:
             check_file(self.output)
         bundle = load(self.model)
         items = self._items(bundle.origin)
-        engine = torch_engine(bundle, self.dtype, self.device, self.merge, self.aspect)
-        how = {"batch_size": self.batch_size, "threads": self.threads}
-        batches = embedded(engine, items, self.tokens, self.layer, **how)
+        engine = torch_engine(bundle, **self.runs.on(), keeps=False)
+        batches = embedded(engine, items, self.tokens, self.layer, **self.runs.reading())
         found = insight(
             collect(batches, self.output, keep),
             self.neighbours,

@@ -77,7 +77,7 @@ class Data:
         if not splits.names:
             share = f"{how.held_out_share:.0%} are held out"
             notes.append(f"no split of its own: {share}, by class, with seed {how.split_seed}")
-        with Counter("images looked at:", sum(map(len, splits.parts().values()))) as counter:
+        with Counter("images", sum(map(len, splits.parts().values()))) as counter:
             found = overview(
                 self.data, splits, threads=how.threads, timeout=how.timeout, seen=counter.add
             )

@@ -2,15 +2,26 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vitrail.data.address import located, parse
 from vitrail.data.storage import exists
-from vitrail.errors import ConfigError, DataError, check_counts
-from vitrail.model.checks import check_merge
-from vitrail.verbs.words import Device, Dtype, Output, Split, Text, as_json, split_as_in_run
+from vitrail.engines.names import check_engine
+from vitrail.errors import ConfigError, DataError
+from vitrail.verbs.words import (
+    EngineName,
+    Output,
+    Running,
+    Runs,
+    Split,
+    Text,
+    as_json,
+    open_model,
+    say_choice,
+    split_as_in_run,
+)
 
 Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and both as text
 
@@ -19,7 +30,7 @@ Found = tuple[str, Any, str]  # the name of a figure in JSON, its value, and bot
 class Eval:
     """Measure a model on labelled images: accuracy, calibration, classes, confusion, labels."""
 
-    model: Text  # a run, a bundle, a weight file, hf:OWNER/NAME, timm:NAME or a preset
+    model: Text  # a run, bundle, weight file, exported file, hf:OWNER/NAME, timm:NAME or a preset
     data: Text  # its held-out images are measured, or those of --split
     split: Split = "held-out"  # or one by its name
     against: str | None = None  # another model, to compare with on the same images
@@ -28,23 +39,20 @@ class Eval:
     output: Output = None  # a folder to write: evaluation.json and predictions.jsonl
     image_column: str | None = None  # of a table, else the run's, else image, img, path or file
     label_column: str | None = None  # else the run's, else label, labels, class or fine_label
-    batch_size: int = 64
-    threads: int = 2  # that decode
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    merge: int = 0  # patches that each block merges into others: faster, less exact
-    aspect: bool = False  # each image at its own aspect, in about as many patches
+    engine: EngineName = "auto"  # auto: the fastest here that answers alike, if worth the start
+    trust: bool = False  # open a .pt2 file, which can run code: yours, or of whom you trust
     json: bool = False  # print one JSON document
+    runs: Runs = field(default_factory=Running)
 
     def run(self) -> int:
         from vitrail.weights.origin import parse as parse_origin
 
+        check_engine(self.engine, self.runs.device, self.runs.merge, self.runs.aspect)
         for model in filter(None, (self.model, self.against)):
             parse_origin(model)
         self._check_data()
-        check_counts(batch_size=self.batch_size, threads=self.threads)
-        check_merge(self.merge)
-        if self.aspect and self.corruptions:
+        self.runs.check()
+        if self.runs.aspect and self.corruptions:
             raise ConfigError(
                 "--corruptions are of images in one shape: leave them or --aspect out"
             )
@@ -75,8 +83,9 @@ class Eval:
     def _evaluated(self) -> int:
         from vitrail.data.parts import part
         from vitrail.data.progress import Counter
+        from vitrail.inference.choosing import engine_for_source
         from vitrail.inference.corruptions import KINDS, SEVERITIES
-        from vitrail.inference.evaluate import check_classes, score
+        from vitrail.inference.evaluate import check_classes, scored
         from vitrail.inference.evaluation_files import (
             about,
             make_folder,
@@ -84,27 +93,29 @@ class Eval:
             write_predictions,
         )
         from vitrail.inference.evaluation_text import evaluation_text
-        from vitrail.weights.loading import load
 
-        bundle = load(self.model)
+        bundle = open_model(self.model, self.trust)
         how = split_as_in_run(bundle.origin, self.data, self.image_column, self.label_column)
         source, notes = part(self.data, self.split, **how)
         for note in notes:
             print(note, file=sys.stderr)
         check_classes(bundle, source, self.model)
-        other = None if self.against is None else load(self.against)
+        other = None if self.against is None else open_model(self.against, self.trust)
         if other is not None:
             check_classes(other, source, str(self.against))
         if self.output is not None:
             make_folder(self.output)
         looks = 1 + (other is not None) + self.corruptions * len(KINDS) * len(SEVERITIES)
-        with Counter("images answered for:", looks * len(source)) as counter:
-            scored = score(bundle, source, seen=counter.add, **self._runs())
+        on = self.runs.on() | {"name": self.engine, "keeps": False}
+        runs = engine_for_source(bundle, source, looks, **on)
+        say_choice(runs)
+        with Counter("images", looks * len(source)) as counter:
+            answers = scored(runs, bundle, source, seen=counter.add, **self.runs.reading())
             added = [
-                *self._corrupted(bundle, source, scored, counter.add),
-                *self._compared(other, source, scored, counter.add),
+                *self._corrupted(runs, bundle, source, answers, counter.add),
+                *self._compared(runs, other, source, answers, counter.add),
             ]
-        found = scored.evaluation()
+        found = answers.evaluation()
         values, texts = found.to_json(), [evaluation_text(found)]
         for name, value, text in added:
             values[name] = value
@@ -114,45 +125,45 @@ class Eval:
         # Told before it is written: a full disk must not cost what was found.
         print(as_json(values) if self.json else "\n\n".join(texts), flush=True)
         if self.predictions is not None:
-            write_predictions(scored, self.predictions)
+            write_predictions(answers, self.predictions)
         if self.output is not None:
             values |= about(self.model, self.data, how)
-            values |= {"merge": self.merge} if self.merge else {}
-            values |= {"aspect": True} if self.aspect else {}
-            write_evaluation(values, scored, self.output)
+            values |= {"engine": runs.name, "dtype": runs.dtype}
+            values |= {"merge": self.runs.merge} if self.runs.merge else {}
+            values |= {"aspect": True} if self.runs.aspect else {}
+            write_evaluation(values, answers, self.output)
         return 2 if found.failed else 0
 
-    def _corrupted(self, bundle: Any, source: Any, scored: Any, seen: Any) -> Iterator[Found]:
+    def _corrupted(
+        self, runs: Any, bundle: Any, source: Any, answers: Any, seen: Any
+    ) -> Iterator[Found]:
         if not self.corruptions:
             return
-        from vitrail.engines.build import engine
         from vitrail.inference.corruptions import corruption_results
         from vitrail.inference.evaluate import evaluation_loader
         from vitrail.inference.evaluation_text import corruptions_text
 
-        loader = evaluation_loader(bundle, source, self.batch_size, self.threads)
-        runs = engine(bundle, dtype=self.dtype, device=self.device, merge=self.merge)
+        loader = evaluation_loader(bundle, source, **self.runs.reading())
         found = corruption_results(runs, loader, bundle.labels, seen=seen)
-        clean = sum(scored.right().values()) / len(scored.labels)
+        clean = sum(answers.right().values()) / len(answers.labels)
         yield "corruptions", [row._asdict() for row in found], corruptions_text(found, clean)
 
-    def _compared(self, bundle: Any, source: Any, scored: Any, seen: Any) -> Iterator[Found]:
+    def _compared(
+        self, runs: Any, bundle: Any, source: Any, answers: Any, seen: Any
+    ) -> Iterator[Found]:
         if bundle is None:
             return
+        from vitrail.engines.build import engine
+        from vitrail.engines.exported_files import is_exported
         from vitrail.inference.comparing import compare
-        from vitrail.inference.evaluate import score
+        from vitrail.inference.evaluate import scored
         from vitrail.inference.evaluation_text import comparison_text
 
-        other = score(bundle, source, seen=seen, **self._runs())
-        found = compare(scored.right(), other.right())
+        how: dict[str, Any] = {"name": runs.name, "dtype": runs.dtype, "keeps": False}
+        if is_exported(self.model) or is_exported(str(self.against)):  # each by its own engine
+            how |= {"name": "auto", "dtype": "auto"}
+        alike = engine(bundle, **self.runs.on() | how)
+        other = scored(alike, bundle, source, seen=seen, **self.runs.reading())
+        found = compare(answers.right(), other.right())
         values = {"model": self.against, **found._asdict()}
         yield "against", values, comparison_text(found, str(self.against))
-
-    def _runs(self) -> dict[str, Any]:
-        how = {"batch_size": self.batch_size, "threads": self.threads}
-        return how | {
-            "device": self.device,
-            "dtype": self.dtype,
-            "merge": self.merge,
-            "aspect": self.aspect,
-        }

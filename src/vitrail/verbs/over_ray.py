@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 def check_flags(flags: "Predict | Embed") -> None:
     """Raise `ConfigError` for flags that do not go with --ray, or that are nothing without it."""
-    if flags.ray is None:
+    if flags.cluster.ray is None:
         for name in ("part_images", "cores_per_model"):
-            if getattr(flags, name) is not None:
+            if getattr(flags.cluster, name) is not None:
                 raise ConfigError(f"--{name.replace('_', '-')} is a matter of --ray: give both")
         return
+    if flags.runs.dtype == "auto":
+        raise ConfigError("--dtype auto is chosen by one machine: name a dtype with --ray")
     from vitrail.inference.cluster import check_ray
 
-    check_ray(flags.ray)
+    check_ray(flags.cluster.ray)
     if flags.output is None:
         raise ConfigError("--ray writes parts: name a folder for them with -o")
 
@@ -47,9 +49,9 @@ def predict_over_ray(flags: "Predict") -> int:
         flags.top,
         form=flags.format,
         engine=flags.engine,
-        dtype=flags.dtype,
-        merge=flags.merge,
-        aspect=flags.aspect,
+        dtype=flags.runs.dtype,
+        merge=flags.runs.merge,
+        aspect=flags.runs.aspect,
         cluster=cluster,
     )
     print(f"{found.images:,} images, {found.failed:,} failed: {flags.output}", file=sys.stderr)
@@ -70,8 +72,8 @@ def embed_over_ray(flags: "Embed") -> int:
     cluster = _cluster(flags)
     bundle = load(flags.model)
     items = partial(_opened, flags.data, flags.split, images_of(flags, bundle.origin))
-    names = ("tokens", "layer", "dtype", "merge", "aspect")
-    how: dict[str, Any] = {name: getattr(flags, name) for name in names}
+    how: dict[str, Any] = {"tokens": flags.tokens, "layer": flags.layer, "dtype": flags.runs.dtype}
+    how |= {"merge": flags.runs.merge, "aspect": flags.runs.aspect}
     found = embed_parts(bundle, items, flags.output, **how, cluster=cluster)
     for path, reason in found.bad:
         print(f"not read: {path}: {reason}", file=sys.stderr)
@@ -109,12 +111,11 @@ def _opened(data: str, split: Any, how: Mapping[str, Any]) -> Iterator[Item]:
 def _cluster(flags: "Predict | Embed") -> Any:
     from vitrail.inference.distributed import Cluster
 
-    assert flags.ray is not None
+    assert flags.cluster.ray is not None
     return Cluster(
-        address=flags.ray,
-        device=flags.device,
-        cores=flags.cores_per_model,
-        part_images=flags.part_images,
-        batch_size=flags.batch_size,
-        threads=flags.threads,
+        address=flags.cluster.ray,
+        device=flags.runs.device,
+        cores=flags.cluster.cores_per_model,
+        part_images=flags.cluster.part_images,
+        **flags.runs.reading(),
     )
