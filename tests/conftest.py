@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ranks import Nursery
+from vitrail.engines.names import is_installed
 from vitrail.model.config import ViTConfig
 from vitrail.weights.peer_models import load_package
 
@@ -62,3 +63,12 @@ def nursery() -> Iterator[Nursery]:
     started = Nursery()
     yield started
     started.close()
+
+
+def needs(name: str) -> None:
+    """Skip a test where the packages of an engine are not here.
+
+    It imports none of them: OpenVINO's reports to Intel unless vitrail is the one who imports it.
+    """
+    if not is_installed(name):
+        pytest.skip(f"engine {name} is not installed")

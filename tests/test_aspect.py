@@ -18,7 +18,7 @@ from vitrail.data.stream import decoded
 from vitrail.engines.build import engine
 from vitrail.errors import ConfigError, DataError
 from vitrail.inference.embed import embed
-from vitrail.inference.evaluate import score
+from vitrail.inference.evaluate import scored
 from vitrail.inference.predict import predict
 from vitrail.model.vit import ViT
 from vitrail.weights.bundle import Bundle
@@ -203,7 +203,8 @@ def test_an_evaluation_measures_the_same_answers(bundle: Bundle) -> None:
     good = [i for i in range(len(PICTURES)) if i != 2]
     told: list[int] = []
 
-    found = score(bundle, Labelled(), batch_size=2, device="cpu", aspect=True, seen=told.append)
+    runs = engine(bundle, "torch", "float32", device="cpu", aspect=True)
+    found = scored(runs, bundle, Labelled(), batch_size=2, seen=told.append)
 
     np.testing.assert_allclose(found.scores, wanted[good], rtol=1e-4, atol=1e-4)
     assert found.places.tolist() == good and sum(told) == len(good)

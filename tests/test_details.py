@@ -253,7 +253,7 @@ def test_a_corruption_that_there_is_not_is_refused() -> None:
 def test_accuracy_under_corruption_is_that_of_the_corrupted_images(bundle: Bundle) -> None:
     source = Memory("abcdefghia", "ihgfedcba", bad=(3,))
     loader = Loader(source, bundle.preprocess, 4, max_bad_share=1.0)
-    runs = engine(bundle, device="cpu")
+    runs = engine(bundle, "torch", device="cpu")
 
     found = corruption_results(runs, loader, LABELS)
 

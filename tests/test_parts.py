@@ -2,9 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterable
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -261,12 +264,12 @@ def test_what_is_there_needs_no_cluster(bundle: Bundle, tmp_path: Path) -> None:
     how = {
         "form": "jsonl",
         "top": 5,
-        "name": "auto",
+        "name": "torch",
         "dtype": "float32",
         "merge": 0,
         "aspect": False,
     }
-    made_by = {"command": "predict", "format": "jsonl", "top": 5, "engine": "auto"}
+    made_by = {"command": "predict", "format": "jsonl", "top": 5, "engine": "torch"}
     made_by |= {
         "dtype": "float32",
         "merge": 0,
@@ -395,3 +398,63 @@ def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(module, "find_spec", lambda name, found=found: found)
         with pytest.raises(ConfigError, match=r"pip install 'vitrail\[ray\]'"):
             module.check_ray("auto")
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[bytes | None], str]]:
+    """Give what makes a server that answers with some bytes, or never; and give its HOST:PORT."""
+    done, listening = Event(), socket.create_server(("127.0.0.1", 0))
+
+    def answer(with_bytes: bytes | None) -> str:
+        def serve() -> None:
+            # The test may be over, and the socket closed, before this thread begins.
+            with suppress(OSError), listening.accept()[0] as connection:
+                if with_bytes is None:
+                    done.wait()
+                else:
+                    connection.recv(100)
+                    connection.sendall(with_bytes)
+
+        Thread(target=serve, daemon=True).start()
+        return f"127.0.0.1:{listening.getsockname()[1]}"
+
+    yield answer
+    done.set()
+    listening.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (None, "nothing answers at 127.0.0.1:[0-9]+ within 0 s"),
+        (b"HTTP/1.1 400 Bad Request", "what answers at 127.0.0.1:[0-9]+ is no Ray"),
+        (b"", "is no Ray"),
+    ],
+)
+def test_a_server_that_is_no_cluster_is_not_waited_for(
+    answer: bytes | None,
+    told: str,
+    server: Callable[[bytes | None], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+
+    with pytest.raises(OSError, match=told):
+        module._check_alive(server(answer))
+
+
+def test_what_answers_with_settings_may_be_a_cluster(
+    server: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module._check_alive(server(bytes((0, 0, 24, 4, 0, 0, 0, 0, 0, 0, 2))))
+
+    monkeypatch.setenv("RAY_USE_TLS", "1")  # which would be asked in another way
+    module._check_alive(server(None))
+
+
+def test_where_nothing_listens_that_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = f"127.0.0.1:{gone.getsockname()[1]}"
+
+    with pytest.raises(OSError, match=f"nothing answers at {address}: Connection refused"):
+        module._check_alive(address)

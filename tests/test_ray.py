@@ -5,6 +5,7 @@ Both are on this one, as Ray's own tests have them: a raylet, a store and worker
 
 import json
 import logging
+import socket
 import tarfile
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from vitrail.data.inputs import Item, inputs
 from vitrail.data.preprocess import Preprocess
 from vitrail.engines.build import torch_engine
 from vitrail.errors import ConfigError, OutputError
+from vitrail.inference.cluster import connected
 from vitrail.inference.distributed import Cluster, embed_parts, predict_parts
 from vitrail.inference.embed import embedded
 from vitrail.inference.predict import batches
@@ -62,6 +64,26 @@ def cluster() -> Iterator[Any]:
         yield machines
         ray.shutdown()
         machines.shutdown()
+
+
+def test_a_cluster_that_was_killed_is_told_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    from ray._private import services  # pyright: ignore[reportMissingImports]
+
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = f"127.0.0.1:{gone.getsockname()[1]}"
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(address)  # what `ray start` leaves
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)  # others on this machine
+
+    with pytest.raises(ConfigError, match=rf"nothing answers at \S+:{address[10:]}") as told:
+        connected("auto").__enter__()
+
+    assert "`ray stop` forgets one that was killed" in str(told.value)
 
 
 @pytest.fixture(scope="module")
