@@ -3,23 +3,27 @@
     python benchmarks/speed.py [--threads 1] [--rounds 9] [--only TEXT] [--write docs/speed.md]
 
 First the machine's own ceilings are measured: its rate of matrix products in each precision, and of
-copying. Then, cell by cell, all take turns in one process, step by step, so that what else the
-machine does falls on all alike: the models of timm, transformers, torchvision and vit-pytorch, and
-the engines of vitrail that are installed. A time is the median of the process's CPU seconds;
-the ratio is timm's time over it in the same precision, and by wall time beside it; `share` is how
-much of the measured matrix rate the model's multiply-adds make use of. Images are normalised ones.
-Inference in bfloat16 has weights in bfloat16, training autocast; a step of training is forward,
-cross-entropy, backward and AdamW. `memory` is how much a process grows that builds the model and
-infers three times. Each row is printed as one line of JSON too.
+copying. Then, cell by cell, all take turns, step by step, each in a process of its own, so that
+what else the machine does falls on all alike: the models of timm, transformers, torchvision and
+vit-pytorch, and the engines of vitrail that are installed. A time is the median of the process's
+CPU seconds; the ratio is timm's time over it in the same precision, and by wall time beside it;
+`share` is how much of the measured matrix rate the model's multiply-adds make use of. Images are
+normalised ones. Inference in bfloat16 has weights in bfloat16, training autocast; a step of
+training is forward, cross-entropy, backward and torch's AdamW, and vitrail's process keeps freed
+memory, as `vitrail train` has it do. `memory` is how much a process grows that builds the model and
+runs it three times; torch's engine takes the matrices of the model, as `vitrail predict` has it do.
+Each row is printed as one line of JSON too.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -33,9 +37,11 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.engines.build import engine
 from vitrail.errors import VitrailError
 from vitrail.model.shapes import summary
+from vitrail.training.process import memory_kept
 from vitrail.weights.bundle import Bundle
 
 ENGINES, OURS = ("torch", "onnx", "openvino"), "vitrail, "
+ENGINE_OF_TRAINING = {"vitrail": OURS + "torch"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HALF = (0.5, 0.5, 0.5)
 
@@ -66,7 +72,7 @@ def infers(cell: Cell, name: str) -> Work:
     size, dtype = SIZES[cell.size], DTYPES[cell.dtype]
     images = torch.randn(cell.batch, 3, size.image, size.image)
     if name not in PEERS:
-        runs = engine(bundle(size), name.removeprefix(OURS), cell.dtype, device="cpu")
+        runs = engine(bundle(size), name.removeprefix(OURS), cell.dtype, device="cpu", keeps=False)
         return lambda: runs.run(images)
     model, images = PEERS[name](size).eval().to(dtype), images.to(dtype)
     return torch.inference_mode()(lambda: model(images))
@@ -90,19 +96,6 @@ def trains(cell: Cell, name: str) -> Work:
     return step
 
 
-def contenders(cell: Cell) -> dict[str, Work]:
-    """Give all contenders of a cell that can be had here."""
-    if cell.task == "train":
-        return {name: trains(cell, name) for name in (*PEERS, "vitrail")}
-    works = {}
-    for name in (*PEERS, *(OURS + name for name in ENGINES)):
-        try:
-            works[name] = infers(cell, name)
-        except VitrailError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-    return works
-
-
 def bundle(size: Size) -> Bundle:
     """Give our model of a size, with random weights."""
     labels = tuple(str(i) for i in range(size.classes))
@@ -110,20 +103,71 @@ def bundle(size: Size) -> Bundle:
     return Bundle(model=ours(size), preprocess=preprocess, labels=labels)
 
 
-def raced(works: dict[str, Work], rounds: int) -> dict[str, tuple[float, float]]:
-    """Give each one's median CPU and wall seconds, taken in turns."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    for work in works.values():
-        work()
-    for _ in range(rounds):
-        for name, work in works.items():
+class Contender:
+    """One who takes part in a cell, in a process of its own: `measured` answers a line each."""
+
+    def __init__(self, cell: Cell, name: str, threads: int) -> None:
+        words = ("--run", name, "--only", cell.title, "--threads", str(threads))
+        self.name, self.times = name, list[tuple[float, float]]()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.process.stdin and self.process.stdout
+        self.asks, self.answers = self.process.stdin, self.process.stdout
+        self.memory, self.lacks = json.loads(self.answers.readline())
+
+    def turn(self) -> None:
+        """Have it do its work once."""
+        self.asks.write("\n")
+        self.asks.flush()
+        self.times.append(tuple(json.loads(self.answers.readline())))
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Medians: of the process's CPU seconds, and of the clock's."""
+        return median(cpu for cpu, _ in self.times), median(wall for _, wall in self.times)
+
+    def ends(self) -> None:
+        self.asks.close()
+        self.process.wait()
+
+
+def measured(cell: Cell, name: str) -> None:
+    """Be a contender: work once for each line that comes, and answer with the seconds it took."""
+    try:
+        work, memory = warm(cell, name)
+    except VitrailError as error:
+        print(json.dumps([None, str(error)]), flush=True)
+        return
+    print(json.dumps([memory, None]), flush=True)
+    # `vitrail train` runs in it, too.
+    with memory_kept() if (cell.task, name) == ("train", "vitrail") else nullcontext():
+        if cell.task == "train":
+            work()
+        for _ in sys.stdin:
             cpu, wall = time.process_time(), time.perf_counter()
             work()
-            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    return {
-        name: (median(c for c, _ in found), median(w for _, w in found))
-        for name, found in times.items()
-    }
+            found = (time.process_time() - cpu, time.perf_counter() - wall)
+            print(json.dumps(found), flush=True)
+
+
+def warm(cell: Cell, name: str) -> tuple[Work, int]:
+    """Give a contender's work, done three times, and the MiB that the process grew by at most.
+
+    What the libraries take before is not counted.
+    """
+    infers(Cell("infer", "C6/4", 1, "float32"), ENGINE_OF_TRAINING.get(name, name))()  # imports
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide what is asked for
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest use so far
+    before = _status("VmRSS")
+    work = (infers if cell.task == "infer" else trains)(cell, name)
+    for _ in range(3):
+        work()
+    return work, (_status("VmHWM") - before) // 1024
 
 
 def ceilings() -> dict[str, float]:
@@ -153,24 +197,6 @@ def _best(work: Work) -> float:
     return min(times)
 
 
-def memory(cell: Cell, name: str) -> int:
-    """Give by how many MiB a process of its own grows at most, building a contender and running."""
-    command = [sys.executable, __file__, "--memory", name, "--only", cell.title]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1])
-
-
-def grown(cell: Cell, name: str) -> int:
-    """Measure it, in that process; what the libraries take before is not counted."""
-    infers(Cell("infer", "C6/4", 1, "float32"), name)()  # imports all of them
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest use so far
-    before = _status("VmRSS")
-    work = infers(cell, name)
-    for _ in range(3):
-        work()
-    return (_status("VmHWM") - before) // 1024
-
-
 def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
@@ -181,13 +207,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="the cells whose title has this text")
-    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--write", type=Path, help="a Markdown file to write as well")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     cells = [cell for cell in CELLS if given.only in cell.title]
-    if given.memory:
-        print(grown(cells[0], given.memory))
+    if given.run:
+        measured(cells[0], given.run)
         return
     rates = ceilings()
     threads = f"{given.threads} thread{'s' * (given.threads > 1)}"
@@ -199,32 +225,42 @@ def main() -> None:
     columns = ("cell", "who", "CPU ms", "times timm", "by wall time", "share", "memory, MiB")
     page = Page("Speed on a CPU", __doc__, about, columns)
     for cell in cells:
-        report(cell, given.rounds, rates, page)
+        report(cell, given.rounds, given.threads, rates, page)
     page.write(given.write)
 
 
-def report(cell: Cell, rounds: int, rates: dict[str, float], page: Page) -> None:
+def report(cell: Cell, rounds: int, threads: int, rates: dict[str, float], page: Page) -> None:
     """Measure a cell and write its rows."""
-    works = contenders(cell)
     size = SIZES[cell.size]
     macs = summary(ours(size), size=(3, size.image, size.image)).macs
     flops = 2 * macs * cell.batch * (1 if cell.task == "infer" else 3)
-    found = raced(works, rounds)
-    works.clear()
-    for name, (cpu, wall) in found.items():
+    names = ("vitrail",) if cell.task == "train" else [OURS + name for name in ENGINES]
+    all_of_them = [Contender(cell, name, threads) for name in (*PEERS, *names)]
+    for contender in all_of_them:
+        if contender.lacks:
+            print(f"{contender.name}: {contender.lacks}", file=sys.stderr)
+    racing = [contender for contender in all_of_them if not contender.lacks]
+    for _ in range(rounds):
+        for contender in racing:
+            contender.turn()
+    timm = next(contender for contender in racing if contender.name == "timm").seconds
+    for contender in racing:
+        contender.ends()
+        cpu, wall = contender.seconds
         row = {
             "cell": cell.title,
-            "who": name,
+            "who": contender.name,
             "cpu_ms": round(1000 * cpu, 1),
-            "ratio": round(found["timm"][0] / cpu, 2),
-            "wall_ratio": round(found["timm"][1] / wall, 2),
+            "ratio": round(timm[0] / cpu, 2),
+            "wall_ratio": round(timm[1] / wall, 2),
             "share": round(flops / cpu / 1e9 / rates[cell.dtype], 3),
-            "memory_mib": memory(cell, name) if cell.task == "infer" else None,
+            "memory_mib": contender.memory,
         }
         print(json.dumps(row), file=sys.stderr, flush=True)
+        name = contender.name
         name = f"**{name}**" if name.startswith("vitrail") else name
         times = (f"{row['cpu_ms']:.0f}", f"{row['ratio']:.2f}", f"{row['wall_ratio']:.2f}")
-        page.row(cell.title, name, *times, f"{row['share']:.0%}", str(row["memory_mib"] or ""))
+        page.row(cell.title, name, *times, f"{row['share']:.0%}", str(contender.memory))
 
 
 if __name__ == "__main__":
