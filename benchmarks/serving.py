@@ -1,7 +1,7 @@
 """A server under load, over loopback, against `vitrail predict` with the same engine.
 
-    python benchmarks/serving.py [--model vit-s16] [--seconds 60] [--minutes 10] [--rounds 3]
-        [--write docs/serve-speed.md]
+    python benchmarks/serving.py [--model vit-s16] [--engine torch] [--seconds 60] [--minutes 10]
+        [--rounds 3] [--write docs/serve-speed.md]
 
 A model with random weights, which change no arithmetic, is saved, served in a process of its own,
 and asked with JPEGs of 500 x 375 pixels of noise in spots, one a request, over connections that
@@ -141,9 +141,10 @@ def photo(seed: int) -> bytes:
     return file.getvalue()
 
 
-def served(folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
+def served(folder: Path, engine: str) -> tuple["subprocess.Popen[bytes]", int]:
     """Start a server of the bundle in a folder, and give its process and port."""
     words = ["serve", str(folder / "model"), "--port", "0", "--device", "cpu"]
+    words += ["--engine", engine, "--dtype", "float32"]
     log = folder / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -195,13 +196,14 @@ async def measured(
     """Give each figure: what, how much, and what it should be."""
     photos = [photo(seed) for seed in range(IMAGES)]
     client = Client(port, photos)
-    engine = vitrail.engine(bundle, dtype="float32", device="cpu")
-    how: dict[str, Any] = {"device": "cpu", "batch_size": 64}
+    chosen: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+    how = {**chosen, "engine": given.engine, "batch_size": 64}
     wanted = [
         [{"label": a.label, "index": a.index, "probability": a.probability} for a in row.top]
         for row in vitrail.predict(bundle, photos, **how)
     ]
     pixels = torch.from_numpy(np.stack([bundle.preprocess.pixels(_opened(x)) for x in photos]))
+    engine = vitrail.engine(bundle, given.engine, **chosen)
     engine.run(pixels[:BATCH])
     batch = median(taken(lambda: engine.run(pixels[:BATCH])) for _ in range(9))
     alone = median([(await client.ask(i)).seconds for i in range(9)])
@@ -294,6 +296,7 @@ def _opened(data: bytes) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="vit-s16")
+    parser.add_argument("--engine", default="torch", help="of the server, and offline")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=3)
@@ -306,7 +309,7 @@ def main() -> None:
     bundle = vitrail.Bundle(model=model, preprocess=default_preprocess(model.config), labels=labels)
     with tempfile.TemporaryDirectory() as name:
         vitrail.save(bundle, Path(name, "model"))
-        process, port = served(Path(name))
+        process, port = served(Path(name), given.engine)
         try:
             rows = asyncio.run(measured(given, port, process.pid, bundle))
             process.send_signal(signal.SIGTERM)
@@ -319,7 +322,7 @@ def main() -> None:
     lines += [f"| {what} | {found} | {promised} |" for what, found, promised in rows]
     lines += [
         "",
-        f"{given.model}, float32, {torch.get_num_threads()} threads of torch, "
+        f"{given.model}, float32 by {given.engine}, {torch.get_num_threads()} threads of torch, "
         f"{os.cpu_count()} cores, batches of {BATCH} at most, torch {torch.__version__}, vitrail "
         f"{vitrail.__version__}; {given.rounds} rounds, {given.seconds:g} s at each load.",
     ]

@@ -154,6 +154,17 @@ def stopped(recipe: Recipe, out: str, *faults: Fault) -> None:
         trained(recipe, out, *faults)
 
 
+def in_double(do: Callable[..., Any], *args: Any) -> Any:
+    """Do it where Muon makes its steps orthogonal in float64.
+
+    torch does in bfloat16, where the last bit of a gradient can become the last bit of a step: how
+    far that leads depends on the processor, and says nothing about who computes the gradient.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
+        return do(*args)
+
+
 def compiled(recipe: Recipe, out: str) -> None:
     """Train with torch.compile, but for the minute in which it writes and builds kernels."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
