@@ -127,7 +127,7 @@ def one(two: Path) -> Path:
     return two
 
 
-def farthest(one: Path, other: Path, but: str = "-") -> float:
+def farthest(one: Path, other: Path, *, but: str = "-") -> float:
     """Give the largest difference between two runs' weights, and their means, `but` for some."""
     a, b = newest(one), newest(other)
     assert a.keys() == b.keys()
