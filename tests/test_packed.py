@@ -128,4 +128,4 @@ def test_where_it_cannot_be_the_model_itself_answers(
 
     assert not engine.is_packed
     with torch.inference_mode():
-        assert torch.equal(engine.run(PIXELS), model(HOW.normalize(PIXELS)))
+        assert torch.equal(engine.run(PIXELS), model.logits_alone(HOW.normalize(PIXELS)))

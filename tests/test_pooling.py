@@ -93,7 +93,7 @@ def test_pre_logits_are_a_tanh_layer_before_the_head(images: Tensor, classes: in
 @pytest.mark.parametrize("changes", [{}, {"pooling": "mean"}, {"pooling": "cls+mean"}, MAP])
 def test_without_classes_the_model_gives_features(images: Tensor, changes: dict[str, Any]) -> None:
     config = TINY.replace(classes=0, **changes)
-    model = randomize(ViT(config))
+    model = randomize(ViT(config)).eval()
 
     features = model(images)
 

@@ -399,3 +399,17 @@ def test_a_summary_holds_the_size_that_a_part_was_given() -> None:
     assert tokens.image_size == TOKENS
     assert str(tokens).startswith("FeedForward, from tokens 13 x 24\n")
     assert "N tokens 13" in str(tokens)
+
+
+def test_what_the_head_does_not_read_costs_nothing_to_who_wants_logits_alone(
+    config: ViTConfig,
+) -> None:
+    model = ViT(config).eval().requires_grad_(False)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.logits_alone(torch.randn(1, *OTHER))
+
+    described = summary(model, OTHER, logits_alone=True)
+    assert described.macs == counter.get_total_flops() // 2
+    assert (described.macs < summary(model, OTHER).macs) == (
+        config.pooling == "cls" and config.depth > 0
+    )

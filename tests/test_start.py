@@ -312,13 +312,13 @@ def test_a_head_alone_learns_from_features_that_are_computed_once(
         patch.setattr("vitrail.training.session.can_keep", lambda *_: False)
         slow = train(recipe, "slow").bundle().model.state_dict()
     blocks: list[int] = []
-    forward = ViT.tokens
+    embed = ViT.embed
 
-    def counted(self: ViT, images: torch.Tensor, *args: Any) -> Any:
+    def counted(self: ViT, images: torch.Tensor) -> Any:
         blocks.append(len(images))
-        return forward(self, images, *args)
+        return embed(self, images)
 
-    monkeypatch.setattr(ViT, "tokens", counted)
+    monkeypatch.setattr(ViT, "embed", counted)
     run = train(recipe, "kept")
 
     weights = run.bundle().model.state_dict()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.engines.compiled import Compiled, CompiledEngine
+from vitrail.engines.compiled import Compiled, CompiledEngine, logits_alone
 from vitrail.errors import ConfigError
 from vitrail.model.vit import ViT
 
@@ -61,7 +61,7 @@ def exported(
 def _compiled(model: ViT) -> Compiled:
     # 2: what is 1 in the example would be 1 for ever.
     example = torch.zeros(2, model.config.channels, *model.config.image_size)
-    program = exported(model, example, {0: torch.export.Dim("batch")})
+    program = exported(logits_alone(model), example, {0: torch.export.Dim("batch")})
     if not is_large(model):
         return _runs(session(program.model_proto.SerializeToString()))
     with TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.engines.compiled import Compiled, CompiledEngine
+from vitrail.engines.compiled import Compiled, CompiledEngine, logits_alone
 from vitrail.errors import ConfigError
 from vitrail.model.vit import ViT
 
@@ -71,7 +71,9 @@ def graph_of(module: nn.Module, shape: tuple[int, ...]) -> Any:
 
 
 def _compiled(model: ViT, dtype: str) -> Compiled:
-    run = started(graph_of(model, (model.config.channels, *model.config.image_size)), dtype)
+    run = started(
+        graph_of(logits_alone(model), (model.config.channels, *model.config.image_size)), dtype
+    )
     return lambda images: run(images)[0]
 
 

@@ -166,11 +166,16 @@ class PackedBlock(nn.Module):
         self.ls1 = self.ls2 = nn.Identity()  # a part of the matrices now
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotation: Tensor | None = None,
+        read: int | None = None,
     ) -> Tensor:
-        seen = attend(*self.attn.split(self.norm1(x), rotation), mask)
+        q, k, v = self.attn.split(self.norm1(x), rotation)
+        seen = attend(q[:, :, :read], k, v, mask)
         proj = cast(PackedLinear, self.attn.proj)
-        x = proj.plus(rearrange(seen, "b k n d -> b n (k d)"), x)
+        x = proj.plus(rearrange(seen, "b k n d -> b n (k d)"), x[:, :read])
         return self.mlp.fc2.plus(self.mlp.hidden(self.norm2(x)), x)
 
 

@@ -47,13 +47,14 @@ class TorchEngine:
             plain = preprocess.plain if isinstance(preprocess, OwnAspect) else preprocess
             twin = packed(model, plain, getattr(torch, dtype), takes=not keeps)
         self.is_packed, self.model = twin is not None, twin or model
+        self._logits = self.model.logits_alone if packs else self.model
 
     def run(self, images: Tensor) -> Tensor:
         """Give the logits, B classes, of images, B C H W, in float32 on the engine's device.
 
         uint8 images are pixels as `Preprocess.pixels` gives them; others are normalised already.
         """
-        return self.apply(self._merged_logits if self.merge else self.model, images)
+        return self.apply(self._merged_logits if self.merge else self._logits, images)
 
     def tokens(self, images: Tensor, layer: int | None = None) -> Tokens:
         """Give the tokens of the model's input, B C H W, after a block, the last by default."""

@@ -54,7 +54,7 @@ def watching(model: ViT, layers: Sequence[Layer], watcher: Watcher) -> Iterator[
     out a second time here, and a model that nobody watches does nothing for it.
     """
 
-    def hook(layer: Layer, module: nn.Module, read: tuple[Tensor, ...], _: Tensor) -> None:
+    def hook(layer: Layer, module: nn.Module, read: tuple[Tensor, ...]) -> None:
         if isinstance(module, AttentionPooling):
             watcher(layer, *module.split(*read), None)
         elif isinstance(module, MultiHeadAttention):
@@ -62,7 +62,8 @@ def watching(model: ViT, layers: Sequence[Layer], watcher: Watcher) -> Iterator[
             watcher(layer, *module.split(read[0], rotation), mask)
 
     handles = [
-        attention_of(model, layer).register_forward_hook(partial(hook, layer)) for layer in layers
+        attention_of(model, layer).register_forward_pre_hook(partial(hook, layer))
+        for layer in layers
     ]
     try:
         yield

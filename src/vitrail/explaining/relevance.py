@@ -71,7 +71,7 @@ def taken_for(
     with torch.enable_grad(), given(model, watched) as out:
         with watching(model, watched, watch):
             # A model whose weights are frozen has a graph only where its input asks for one.
-            logits = model(images.detach().requires_grad_())
+            logits = model.logits(model.tokens(images.detach().requires_grad_()))
         best = logits.argmax(dim=1) if target is None else torch.full((len(logits),), target)
         score = logits[range(len(logits)), best].sum()
         slopes = dict(zip(out, torch.autograd.grad(score, list(out.values())), strict=True))

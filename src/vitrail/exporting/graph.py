@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from vitrail.engines.compiled import logits_alone
 from vitrail.engines.exported import Exported
 from vitrail.exporting.any_size import at_any_size
 from vitrail.model.vit import ViT
@@ -24,7 +25,7 @@ class Graph(NamedTuple):
 def graph_of(model: ViT, facts: Exported) -> Graph:
     """Give the model as the file that `facts` describe computes it."""
     config = facts.config
-    module: nn.Module = at_any_size(model) if facts.any_size else model
+    module: nn.Module = logits_alone(at_any_size(model) if facts.any_size else model)
     if facts.dtype == "bfloat16":
         module = InBfloat16(module)
     if facts.takes == "pixels":

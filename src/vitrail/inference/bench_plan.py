@@ -71,8 +71,9 @@ def noise(bundle: Bundle, size: int) -> Tensor:
 
 
 def macs(bundle: Bundle) -> int:
-    """Give the multiply-adds that an image takes."""
-    return summary(bundle.model, (bundle.preprocess.channels, *bundle.preprocess.size)).macs
+    """Give the multiply-adds that an engine takes for an image."""
+    size = (bundle.preprocess.channels, *bundle.preprocess.size)
+    return summary(bundle.model, size, logits_alone=True).macs
 
 
 def _fast_dtypes(device: torch.device) -> tuple[str, ...]:

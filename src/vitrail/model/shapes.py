@@ -78,13 +78,15 @@ def summary(
     *,
     name: str | None = None,
     training: bool = False,
+    logits_alone: bool = False,
 ) -> Summary:
     """Describe each step of a model, of a part of one or of a preset, for one input of `size`.
 
     `size` is (C, H, W) for what reads images, (N, D) for what reads tokens, (D,) for a head.
     Without it a ViT has its native image, a `PatchEmbedding` one of 224 x 224, what reads tokens
-    the 197 of ViT-B/16. Dropout and identities do nothing at inference and have no row; with
-    `training` a ViT that drops patches goes on with those that are left.
+    the 197 of ViT-B/16. Dropout and identities do nothing at inference and have no row. With
+    `logits_alone` a ViT's last block makes no tokens that the head does not read; so it is with
+    `training`, and a ViT that drops patches goes on with those that are left.
     Raises `ConfigError` for a module that is unknown here, or a size that does not fit.
     """
     module = model_or_module
@@ -94,7 +96,8 @@ def summary(
         with torch.device("meta"):
             module = ViT(module)
     steps = _steps(module)
-    walk = _Walk(_default_size(module) if size is None else tuple(size), training)
+    given_size = _default_size(module) if size is None else tuple(size)
+    walk = _Walk(given_size, training, logits_alone or training)
     steps(walk, module, "")
     given = walk.rows[0].shape[1:]
     return Summary(
@@ -121,7 +124,9 @@ def presets_page(table: Mapping[str, ViTConfig]) -> str:
 class _Walk:
     """The steps so far: the last of `rows` is what the next one reads, `letters` are its sizes."""
 
-    def __init__(self, size: tuple[int, ...], training: bool = False) -> None:
+    def __init__(
+        self, size: tuple[int, ...], training: bool = False, logits_alone: bool = False
+    ) -> None:
         if len(size) not in _INPUTS or not all(isinstance(n, int) and n > 0 for n in size):
             raise ConfigError(
                 f"size {size} is no input; it should be (C, H, W) for what reads images, "
@@ -130,7 +135,8 @@ class _Walk:
         name, axes = _INPUTS[len(size)]
         self.letters = dict(zip(axes.split(), (1, *size), strict=True))
         self.rows: list[Row] = []
-        self.training = training
+        self.training, self.logits_alone = training, logits_alone
+        self.read = ""  # the axis of the tokens that leave a block, where not all do
         self.turned = False  # whether attention turns q and k by their patch's place (rope)
         self.step(name, axes, made=False)
 
@@ -204,8 +210,11 @@ class _Walk:
         self.patch_embedding(model.patch_embed, f"{at}.patch_embed")
         self.embed(model, at)
         self.turned = model.config.positions == "rope"
-        self.each(model.blocks, f"{at}.blocks")
-        self.turned = False
+        for i, block in enumerate(model.blocks, start=1):
+            last = i == len(model.blocks) and model.config.pooling == "cls"
+            self.read = "P" if last and self.logits_alone else ""
+            self.walk(block, f"{at}.blocks.{i - 1}")
+        self.turned, self.read = False, ""
         self.walk(model.norm, f"{at}.norm")
         self.pool(model, at)
         self.walk(model.head, f"{at}.head")
@@ -266,14 +275,15 @@ class _Walk:
         self.walk(block.norm1, f"{at}.norm1")
         self.attention(block.attn, f"{at}.attn")
         self.walk(block.ls1, f"{at}.ls1")
-        self.step(f"{at} residual + attn", f"B {n} D")
+        self.step(f"{at} residual + attn", f"B {self.read or n} D")
         self.walk(block.norm2, f"{at}.norm2")
         self.feed_forward(block.mlp, f"{at}.mlp")
         self.walk(block.ls2, f"{at}.ls2")
-        self.step(f"{at} residual + mlp", f"B {n} D")
+        self.step(f"{at} residual + mlp", f"B {self.read or n} D")
 
     def attention(self, attn: MultiHeadAttention, at: str) -> None:
         n = self.tokens(attn)
+        asks = self.read or n
         self.letters |= {"K": attn.heads, "d": attn.proj.in_features // attn.heads}
         self.step(f"{at}.qkv", f"B {n} 3Kd", attn.qkv, times="D")
         if attn.q_bias is not None and attn.v_bias is not None:
@@ -285,10 +295,10 @@ class _Walk:
             self.step(f"{at}.k_norm", f"B K {n} d", attn.k_norm)
         if self.turned:
             self.step(f"{at} q and k rotated", f"2 B K {n} d")
-        self.step(f"{at} scores", f"B K {n} {n}", times="d", made=False)
-        self.step(f"{at} weighted values", f"B K {n} d", times=n)
-        self.step(f"{at} merge", f"B {n} Kd", einops="b k n d -> b n (k d)", made=False)
-        self.step(f"{at}.proj", f"B {n} D", attn.proj, times="Kd")
+        self.step(f"{at} scores", f"B K {asks} {n}", times="d", made=False)
+        self.step(f"{at} weighted values", f"B K {asks} d", times=n)
+        self.step(f"{at} merge", f"B {asks} Kd", einops="b k n d -> b n (k d)", made=False)
+        self.step(f"{at}.proj", f"B {asks} D", attn.proj, times="Kd")
 
     def feed_forward(self, mlp: FeedForward, at: str) -> None:
         n = self.tokens(mlp)

@@ -9,8 +9,9 @@ def training_macs(model: ViT, size: tuple[int, int], *, head_alone: bool = False
 
     Each product is taken once forwards, and once more backwards for each of its two factors that
     a gradient flows to: three in all, two at the first layer that learns, one where nothing before
-    does. Patches that are dropped are not counted, nor is what is computed twice (recomputing),
-    a teacher, the augmentation or the optimizer. With `head_alone` the rest is not computed.
+    does. Not counted are patches that are dropped, tokens of the last block that the head does not
+    read, what is computed twice (recomputing), a teacher, the augmentation and the optimizer. With
+    `head_alone` the rest is not computed.
     """
     learned = {name for name, p in model.named_parameters() if p.requires_grad}
     rows = summary(model, (model.config.channels, *size), training=True).rows
