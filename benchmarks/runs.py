@@ -35,6 +35,7 @@ class Measured(NamedTuple):
 
 def train(data: str | Path, out: Path, *flags: str) -> Measured:
     """Train by `vitrail train DATA --out OUT FLAGS` in a process of its own."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "vitrail.cli", "train", str(data), "--out", str(out), *flags]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
